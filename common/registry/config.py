@@ -1,0 +1,132 @@
+"""A site's declaration of its registry: where the tables are, what each column means, what is never used.
+
+`extends = "other.toml"` takes another file's values as a base, so that hospitals which share a registry
+share its feature dictionary; tables merge key by key, lists are replaced.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from common.errors import UserError
+from common.study import Strict, explain, read_toml
+
+
+class Feature(Strict):
+    """One column as the prompt shows it."""
+
+    column: str
+    name: str
+    unit: str = ""
+    section: str
+    kind: Literal["category", "number", "date", "text"]
+    ordinal: bool = False
+    """A scale of ordered categories (age band, frailty): continuous for mutual information."""
+    known: Literal["baseline", "outcome"] = "baseline"
+    """When the value becomes known: an outcome is shown only in questions about another outcome."""
+    ask: bool = True
+    values: dict[str, str] = {}
+    """Raw category -> printed value. Values that are not listed stay as they are."""
+
+
+class Table(Strict):
+    source: Literal["csv", "parquet", "synthetic"]
+    path: str = ""
+    """File; `${NAME}` and `${NAME:-default}` are taken from the environment, relative paths from this file."""
+    get: str = ""
+    """One sentence that tells a user how to get the data."""
+    missing: tuple[str, ...] = ("", "NA")
+    where: dict[str, tuple[str, ...]] = {}
+    """Keep rows whose column has one of these values."""
+    where_not: dict[str, tuple[str, ...]] = {}
+
+
+class Synthetic(Strict):
+    """Parameters of a synthetic sepsis hospital (common/registry/synthetic.py)."""
+
+    patients: int = Field(default=600, gt=0)
+    seed: int = Field(default=1, ge=0)
+    severity: float = 0.0
+    case_mix: Literal["mixed", "surgical", "medical", "urban"] = "mixed"
+    calibration: float = Field(default=1.0, gt=0)
+    missing: float = Field(default=0.05, ge=0, lt=0.9)
+
+
+class RegistryConfig(Strict):
+    site: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    title: str = ""
+    table: Table
+    synthetic: Synthetic | None = None
+    patient: str
+    one_row_per_patient: bool = True
+    features: tuple[Feature, ...] = Field(min_length=2)
+    never: tuple[str, ...] = ()
+    """Columns that are known and must not be used (identifiers, leaks); listed so that nobody wonders."""
+
+    @model_validator(mode="after")
+    def consistent(self) -> "RegistryConfig":
+        columns = [f.column for f in self.features]
+        twice = sorted({c for c in columns if columns.count(c) > 1})
+        if twice:
+            raise ValueError(f"feature column {twice[0]!r} is declared twice; remove one")
+        both = sorted(set(columns) & set(self.never))
+        if both:
+            raise ValueError(f"column {both[0]!r} is both a feature and in `never`; decide which")
+        if self.patient in columns:
+            raise ValueError(f"the patient column {self.patient!r} is declared as a feature; remove it there")
+        labels = [(f.section, f.name) for f in self.features]
+        same = sorted({x for x in labels if labels.count(x) > 1})
+        if same:
+            raise ValueError(f"section {same[0][0]!r} has two features named {same[0][1]!r}; rename one")
+        if (self.table.source == "synthetic") != (self.synthetic is not None):
+            raise ValueError("table.source = 'synthetic' and a [synthetic] table go together; give both or neither")
+        return self
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`; tables merge key by key, everything else is replaced."""
+    out = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merge(out[key], value) if both else value
+    return out
+
+
+def expand_environment(text: str, field: str, source: str) -> str:
+    def one(match: re.Match[str]) -> str:
+        name, default = match["name"], match["default"]
+        value = os.environ.get(name) or default
+        if value is None:
+            raise UserError(f"{source}: {field} needs the environment variable {name}.", f"Set {name}.")
+        return value
+
+    return re.sub(r"\$\{(?P<name>[A-Z0-9_]+)(?::-(?P<default>[^}]*))?\}", one, text)
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    values = read_toml(path)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    return merge(read_values(path.parent / base), values)
+
+
+def read_registry_config(path: Path, values: dict[str, Any] | None = None) -> RegistryConfig:
+    """Read a site's registry declaration; `table.path` comes back absolute.
+
+    Raises:
+        UserError: wrong key, type, value or combination, or an unset environment variable.
+    """
+    values = read_values(path) if values is None else values
+    try:
+        config = RegistryConfig.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, str(path)) from None
+    if not config.table.path:
+        return config
+    place = Path(expand_environment(config.table.path, "table.path", str(path)))
+    place = place if place.is_absolute() else (path.parent / place).resolve()
+    return config.model_copy(update={"table": config.table.model_copy(update={"path": str(place)})})

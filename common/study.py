@@ -1,0 +1,270 @@
+"""The declared computation. One study file drives simulate, federate and centralize alike.
+
+A study is what a hospital approves, so everything that decides numbers is in it and nothing that is
+local to one machine is: its SHA-256 (`Study.hash`) is taken over the resolved values without the
+`[simulation]` table, which only says where a laptop finds the sites it plays.
+"""
+
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from common.errors import UserError
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class Strict(BaseModel):
+    """Unknown keys are refused, values never change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Sites(Strict):
+    """Who takes part, by name. A run starts when all of `train` are present, or not at all."""
+
+    train: tuple[str, ...] = Field(min_length=1)
+    unseen: tuple[str, ...] = ()
+    public: tuple[str, ...] = ()
+    """Declared public cohorts: excluded from every other role; only the built-in model sees them."""
+
+    @model_validator(mode="after")
+    def one_role_each(self) -> "Sites":
+        names = [*self.train, *self.unseen, *self.public]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"site {twice[0]!r} stands twice; give each site one role")
+        return self
+
+
+class Questions(Strict):
+    """How a registry becomes questions (method.md section 1)."""
+
+    fidelity: Literal["strict", "paper"] = "strict"
+    ask: tuple[Literal["category", "number"], ...] = ("category", "number")
+    """Kinds of feature that are asked; the other kinds are still shown in the record."""
+    per_patient: Positive = 4
+    """Training questions drawn per patient (distinct masked features)."""
+    max_choices: int = Field(default=5, ge=2, le=5)
+    difficulty: float = Field(default=2.0, gt=0)
+    """Step of the numeric ladder, in standard deviations of the mixture component."""
+    mi_threshold: float = Field(default=0.5, gt=0)
+    """Features with more mutual information (nats) with the masked one are left out of its prompt."""
+    test_fraction: Fraction = 0.2
+
+
+class Lora(Strict):
+    rank: Positive = 8
+    alpha: Positive = 32
+    freeze_a: bool = True
+    """With A frozen the mean of B is the exact mean of the products, and linear."""
+
+
+class Builtin(Strict):
+    """The built-in small model: Phi-3 architecture, for machines without weights."""
+
+    hidden: Positive = 64
+    layers: Positive = 2
+    heads: Positive = 4
+    vocabulary: Positive = 768
+    warmup_steps: Positive = 400
+    warmup_batch: Positive = 32
+    warmup_lr: float = Field(default=3e-3, gt=0)
+    lookup_share: float = Field(default=0.6, ge=0, lt=1)
+    """Share of warm-up questions that ask for a value the record shows (teaches reading and letters)."""
+
+    @model_validator(mode="after")
+    def heads_divide(self) -> "Builtin":
+        if self.hidden % self.heads or (self.hidden // self.heads) % 2:
+            raise ValueError(
+                f"hidden {self.hidden} over heads {self.heads} must be a whole, even head size; "
+                "choose for example hidden = 64, heads = 4"
+            )
+        return self
+
+
+class Model(Strict):
+    base: str = "built-in"
+    """`built-in`, a local folder, or a hub name."""
+    trainable: Literal["all", "lora"] = "all"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    lora: Lora = Lora()
+    builtin: Builtin = Builtin()
+
+
+class Grpo(Strict):
+    """Local GRPO steps. Defaults are those of the small CPU studies; `studies/paper.toml` has the paper's."""
+
+    group_size: int = Field(default=8, ge=2)
+    prompts_per_step: Positive = 16
+    learning_rate: float = Field(default=1e-3, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "dr_grpo"
+    scale_rewards: Literal["group", "none"] = "group"
+    beta: float = Field(default=0.0, ge=0)
+    """KL coefficient to the base model; 0 holds no reference in memory."""
+    temperature: float = Field(default=1.0, gt=0)
+    max_prompt_tokens: Positive = 1024
+    """Longer questions are left out and counted; prompts are never cut."""
+    max_completion_tokens: Positive = 16
+
+
+class Outer(Strict):
+    name: Literal["sgd", "nesterov", "adam"] = "sgd"
+    lr: float = Field(default=1.0, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+
+
+class Rounds(Strict):
+    rounds: Positive = 6
+    local_steps: Positive = 10
+    quorum: Positive | None = None
+    """Updates that must arrive for a round to count; every training site unless given."""
+    deadline_s: float = Field(default=3600.0, gt=0)
+    weights: Literal["uniform", "patients", "questions"] = "uniform"
+    outer: Outer = Outer()
+    validation_patients: int = Field(default=40, ge=0)
+    """Patients a site puts aside from training to draw the learning curve each round; 0 for none."""
+
+
+class Update(Strict):
+    """The update chain, in the order in which a site applies it."""
+
+    steps: tuple[Literal["delta"], ...] = ("delta",)
+
+
+class Evaluation(Strict):
+    patients_per_site: Positive = 200
+    questions_per_patient: Positive | None = None
+    """Test questions per patient; every maskable present value unless given."""
+    bootstrap: int = Field(default=1000, ge=100)
+    max_completion_tokens: Positive = 16
+
+
+class Simulation(Strict):
+    """Only for runs that play every site on this machine; not part of the study's hash."""
+
+    site_configs: str = "../site_configs"
+    """Folder of the sites' TOML files, relative to the study file: NAME.toml is the site called NAME."""
+    workers: Positive | None = None
+    """Processes, one torch thread each; one per core unless given."""
+
+
+class Study(Strict):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    title: str = ""
+    seed: int = Field(default=1, ge=0)
+    sites: Sites
+    model: Model = Model()
+    questions: Questions = Questions()
+    grpo: Grpo = Grpo()
+    rounds: Rounds = Rounds()
+    update: Update = Update()
+    evaluation: Evaluation = Evaluation()
+    simulation: Simulation = Simulation()
+
+    @model_validator(mode="after")
+    def possible(self) -> "Study":
+        quorum = self.rounds.quorum
+        if quorum is not None and quorum > len(self.sites.train):
+            raise ValueError(
+                f"rounds.quorum is {quorum} but sites.train names {len(self.sites.train)}; "
+                "lower the quorum or name more sites"
+            )
+        if self.model.trainable == "lora" and not self.model.lora.freeze_a and len(self.sites.train) > 1:
+            raise ValueError(
+                "model.lora.freeze_a is false: averaging A and B apart is not the average of the sites' "
+                "models; set freeze_a = true or model.trainable = 'all'"
+            )
+        if self.model.base == "built-in" and not self.sites.public:
+            raise ValueError(
+                "model.base is 'built-in' but sites.public is empty: the built-in model takes its base rates "
+                "from a declared public cohort; name one in sites.public or give model.base a folder"
+            )
+        return self
+
+    @property
+    def quorum(self) -> int:
+        return self.rounds.quorum or len(self.sites.train)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps one site takes over the whole run."""
+        return self.rounds.rounds * self.rounds.local_steps
+
+    def canonical(self) -> dict:
+        """The resolved values that decide numbers, ready for hashing or printing."""
+        return self.model_dump(mode="json", exclude={"simulation"}, exclude_none=True)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over the canonical JSON: what a site approves."""
+        text = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    def with_seed(self, seed: int) -> "Study":
+        return self.model_copy(update={"seed": seed})
+
+
+def explain(error: ValidationError, source: str) -> UserError:
+    """The first thing wrong with a configuration, as one sentence with the field, value and remedy."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or "(whole file)"
+    if first["type"] == "extra_forbidden":
+        return UserError(f"{source}: there is no setting {field!r}.", "Remove it or correct its spelling.")
+    if first["type"] == "missing":
+        return UserError(f"{source}: {field!r} is missing.", "Add it.")
+    message = first["msg"].removeprefix("Value error, ")
+    value = "" if first["type"] == "value_error" else f" = {first['input']!r}"
+    return UserError(f"{source}: {field}{value}: {message}.", "Correct the value.")
+
+
+def read_toml(path: Path) -> dict:
+    """Parse a TOML file.
+
+    Raises:
+        UserError: the file is missing, not readable text or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file.", "Give the path of an existing TOML file.") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: this is a folder.", "Give the path of a TOML file.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text.", "Save the file as UTF-8.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML ({error}).", "Correct the line it names.") from None
+
+
+def parse_study(values: dict, source: str) -> Study:
+    try:
+        return Study.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, source) from None
+
+
+def read_study(path: Path) -> Study:
+    """Read and check a study file.
+
+    Raises:
+        UserError: missing file, not TOML, wrong key, type, value or combination.
+    """
+    study = parse_study(read_toml(path), str(path))
+    folder = Path(study.simulation.site_configs)
+    if not folder.is_absolute():
+        resolved = str((path.parent / folder).resolve())
+        study = study.model_copy(update={"simulation": study.simulation.model_copy(update={"site_configs": resolved})})
+    return study
