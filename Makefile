@@ -1,0 +1,51 @@
+# `make demo`, `make test` and `make bench` each set the environment up first; the second time that is instant.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types unit slow bench
+
+help:
+	@echo "make demo    set up, then run studies/demo.toml with every arm"
+	@echo "make test    set up, then lint, types and the fast tests with coverage"
+	@echo "make slow    set up, then the slow tests"
+	@echo "make bench   set up, then every benchmark with --quick"
+
+# deepspeed (extra `gpu`) adds about three seconds and is pure Python until its first use, so one environment
+# serves a laptop, CI and a GPU host alike.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gpu]'
+	$(BIN)/python -m pip check
+	touch $@
+
+setup: $(READY)
+
+demo: setup
+	$(BIN)/wardround simulate studies/demo.toml
+
+lint: setup
+	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/mypy
+
+unit: setup
+	$(BIN)/python -m pytest -m "not slow" --cov=common --cov=client --cov=server --cov-report=term:skip-covered
+
+test: lint types unit
+
+slow: setup
+	$(BIN)/python -m pytest -m slow
+
+bench: setup
+	@set -e; for file in benchmarks/[!_]*.py; do \
+		name=$$(basename $$file .py); \
+		echo "== benchmarks.$$name"; \
+		$(BIN)/python -m benchmarks.$$name --quick; \
+	done
