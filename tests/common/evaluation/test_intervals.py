@@ -15,12 +15,14 @@ def questions(rng: np.random.Generator, patients: int, per_patient: int, base: f
     """`per_question`-shaped rows; each patient has a difficulty of its own, so that its questions agree."""
     skill = np.repeat(rng.beta(2 * base, 2 * (1 - base), patients), per_patient)
     who = np.repeat(np.arange(patients), per_patient)
-    return pl.DataFrame({
-        "site": pl.Series([f"s{p % 3}" for p in who]),
-        "patient": pl.Series([f"p{p}" for p in who]),
-        "feature": rng.choice(FEATURES, len(who)),
-        "credit": (rng.random(len(who)) < skill).astype(float),
-    })
+    return pl.DataFrame(
+        {
+            "site": pl.Series([f"s{p % 3}" for p in who]),
+            "patient": pl.Series([f"p{p}" for p in who]),
+            "feature": rng.choice(FEATURES, len(who)),
+            "credit": (rng.random(len(who)) < skill).astype(float),
+        }
+    )
 
 
 def naive(runs: list[pl.DataFrame], weights: np.ndarray, patients: tuple) -> tuple[float, float]:
