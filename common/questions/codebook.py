@@ -1,0 +1,228 @@
+"""What a site knows about its columns before it asks anything: fitted on training patients only.
+
+The rules are those of C-Reason (arXiv 2505.02722) as method.md describes them, with the `strict` repairs.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from sklearn.mixture import GaussianMixture
+
+from common.errors import UserError
+from common.questions.information import all_pairs, bins_for, classes, is_continuous
+from common.questions.printing import print_units, print_values, to_units
+from common.questions.randomness import derive_seed
+from common.registry.config import Feature
+from common.study import Questions
+
+MOST_CATEGORIES = 20
+COMPONENTS = 3
+MOST_SUPPORT = 200
+MOST_DECIMALS = 3
+PRINTED_EXACTLY = 0.9
+"""A column prints with the fewest decimals that show this share of its values as they are."""
+DIGITS = 9
+"""Significant digits of fitted parameters: the last bits of a sum may differ with the number of threads."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One Gaussian of a mixture, in the column's own unit."""
+
+    weight: float
+    mean: float
+    sd: float
+
+
+@dataclass(frozen=True)
+class Column:
+    """Statistics of one feature among the training patients.
+
+    `kind` is the kind in effect: a number with at most 20 distinct printed values is a category.
+    `values` are printed values, the most frequent first, with their `counts`: of a category all of them, of a
+    number at most 200 that are spread evenly over the sorted distinct ones.
+    `decimals` are printed of a number; of a date, 1 means that it has a time of day.
+    """
+
+    column: str
+    kind: Literal["category", "number", "date", "text"]
+    maskable: bool
+    values: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
+    decimals: int = 0
+    mixture: tuple[Component, ...] = ()
+    float_ratio: float = 0.0
+    share_nonnegative: float = 0.0
+    share_whole: float = 0.0
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """`columns` in registry order; `excluded` names, for a masked column, those left out of its prompt."""
+
+    columns: dict[str, Column]
+    excluded: dict[str, tuple[str, ...]]
+    mi_threshold: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and tables without nulls, ready for TOML or JSON."""
+        return {
+            "mi_threshold": self.mi_threshold,
+            "columns": [jsonable(asdict(c)) for c in self.columns.values()],
+            "excluded": {target: list(others) for target, others in self.excluded.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Codebook":
+        columns = [
+            Column(
+                **{
+                    **c,
+                    "values": tuple(c["values"]),
+                    "counts": tuple(c["counts"]),
+                    "mixture": tuple(Component(**m) for m in c["mixture"]),
+                }
+            )
+            for c in values["columns"]
+        ]
+        excluded = {target: tuple(others) for target, others in values["excluded"].items()}
+        return cls({c.column: c for c in columns}, excluded, values["mi_threshold"])
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over the canonical JSON."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def jsonable(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def refuse_paper(spec: Questions) -> None:
+    """The one place that stands in for the reference construction until it is built.
+
+    Raises:
+        UserError: `spec.fidelity` is `paper`.
+    """
+    if spec.fidelity == "paper":
+        raise UserError(
+            "questions.fidelity = 'paper': the reference construction is not built yet.",
+            "Set questions.fidelity = 'strict'.",
+        )
+
+
+def fit_codebook(frame: pl.DataFrame, features: Sequence[Feature], spec: Questions, seed: int) -> Codebook:
+    """Fit column statistics and the shortcut filter.
+
+    Args:
+        frame: rows of TRAINING patients only, one column per feature.
+        seed: of the mixtures' starting points; nothing else is random.
+
+    Raises:
+        UserError: no rows, or a fidelity that is not built yet.
+    """
+    refuse_paper(spec)
+    if frame.is_empty():
+        raise UserError(
+            "There are no training patients to fit the question statistics on.",
+            "Lower questions.test_fraction or give the site more patients.",
+        )
+    columns = {f.column: fit_column(frame[f.column], f, seed) for f in features}
+    bins = bins_for(frame.height)
+    coded = [
+        classes(frame[f.column], is_continuous(f, frame[f.column], columns[f.column].kind), bins) for f in features
+    ]
+    nats = all_pairs([codes for codes, _ in coded], [size for _, size in coded])
+    names = [f.column for f in features]
+    excluded = {
+        target: tuple(names[j] for j in np.flatnonzero(nats[i] > spec.mi_threshold))
+        for i, target in enumerate(names)
+        if columns[target].maskable
+    }
+    return Codebook(columns, {k: v for k, v in excluded.items() if v}, spec.mi_threshold)
+
+
+def fit_column(column: pl.Series, feature: Feature, seed: int) -> Column:
+    present = column.drop_nulls()
+    if feature.kind == "number":
+        return fit_number(present, feature, seed)
+    if feature.kind == "date":
+        clock = bool((present.dt.truncate("1d") != present).any())
+        return Column(feature.column, "date", maskable=False, decimals=int(clock))
+    values, counts = frequencies(present)
+    if feature.kind == "text" or len(values) > MOST_CATEGORIES:
+        return Column(feature.column, "text", maskable=False)
+    return Column(feature.column, "category", len(values) > 1, values, counts)
+
+
+def fit_number(present: pl.Series, feature: Feature, seed: int) -> Column:
+    if present.is_empty():
+        return Column(feature.column, "number", maskable=False)
+    numbers = present.to_numpy()
+    decimals = decimals_to_print(numbers)
+    printed = present.to_frame().select(print_values(feature, decimals)).to_series()
+    values, counts = frequencies(printed)
+    as_category = Column(
+        feature.column,
+        "category",
+        len(values) > 1,
+        values,
+        counts,
+        decimals=decimals,
+        share_nonnegative=significant(np.mean(numbers >= 0)),
+        share_whole=significant(np.mean(numbers == np.round(numbers))),
+    )
+    if len(values) <= MOST_CATEGORIES:
+        return as_category
+    values, counts = support(present, decimals)
+    mixture = fit_mixture(numbers, derive_seed(seed, f"mixture|{feature.column}"))
+    return replace(as_category, kind="number", values=values, counts=counts, mixture=mixture, float_ratio=1.0)
+
+
+def frequencies(printed: pl.Series) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Distinct values and how often each stands, the most frequent first, then by text."""
+    table = printed.alias("value").to_frame().group_by("value").len().sort("len", "value", descending=[True, False])
+    return tuple(table["value"]), tuple(table["len"])
+
+
+def support(present: pl.Series, decimals: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Distinct printed values with their counts; over 200, those at evenly spaced places of the sorted ones."""
+    units = present.alias("units").to_frame().select(to_units(pl.col("units"), decimals))
+    table = units.group_by("units").len().sort("units")
+    if table.height > MOST_SUPPORT:
+        table = table[np.linspace(0, table.height - 1, MOST_SUPPORT).round().astype(int)]
+    table = table.sort("len", "units", descending=[True, False])
+    printed = table.select(print_units(pl.col("units"), decimals)).to_series()
+    return tuple(printed), tuple(table["len"])
+
+
+def decimals_to_print(numbers: NDArray[np.float64]) -> int:
+    """0 where at least 90 % are whole, else as few as print 90 % of the values exactly, at most 3.
+
+    Values with long tails of digits (converted units) get two digits below their standard deviation's first.
+    """
+    for decimals in range(MOST_DECIMALS + 1):
+        scaled = numbers * 10.0**decimals
+        if np.mean(np.abs(scaled - np.round(scaled)) < 1e-6 * np.maximum(1.0, np.abs(scaled))) >= PRINTED_EXACTLY:
+            return decimals
+    return int(np.clip(1 - np.floor(np.log10(numbers.std())), 0, MOST_DECIMALS))
+
+
+def fit_mixture(numbers: NDArray[np.float64], seed: int) -> tuple[Component, ...]:
+    """Three Gaussians, in the order of their means. Fitted to standardised values, so that units do not matter."""
+    mean, sd = numbers.mean(), numbers.std()
+    model = GaussianMixture(COMPONENTS, random_state=seed % 2**32).fit(((numbers - mean) / sd)[:, None])
+    parts = zip(model.weights_, model.means_[:, 0], np.sqrt(model.covariances_[:, 0, 0]), strict=True)
+    ordered = sorted(parts, key=lambda part: float(part[1]))
+    return tuple(Component(significant(w), significant(m * sd + mean), significant(s * sd)) for w, m, s in ordered)
+
+
+def significant(number: float | np.floating[Any]) -> float:
+    return float(f"{float(number):.{DIGITS}g}")
