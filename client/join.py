@@ -1,0 +1,187 @@
+"""A hospital's side of the connection: Flower's SuperNode and its executor, watched over.
+
+Everything is outbound: the SuperNode asks the coordinator for messages over TLS. On this machine it listens
+on loopback only, for the executor, which proves itself with a secret.
+
+    STATE/
+      node.toml         what the app is told about this site: its file and its folder
+      executor.secret
+      flower/           Flower's own folder
+      logs/
+"""
+
+import fcntl
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+
+from client.site import read_site
+from common.address import Address, answers, free_port
+from common.errors import UserError
+from common.keys import write_private
+from common.processes import Process, flower_environment, installed_command
+
+SETTLED_S = 60.0
+"""A node that ran this long was connected: the next failure starts again with the shortest pause."""
+LONGEST_PAUSE_S = 30.0
+REASONS = {
+    302: "the site's private key cannot be read",
+    305: "the coordinator refused this site: its key is not registered, or its earlier connection has not yet "
+    "been marked offline (up to a minute after a crash)",
+    606: "the coordinator runs another version of Flower",
+}
+"""What Flower's exit codes mean to an operator."""
+
+
+@dataclass(frozen=True)
+class Joining:
+    """What a site needs to take part. All paths are absolute."""
+
+    config: Path
+    state: Path
+    coordinator: Address
+    ca: Path
+    key: Path
+
+
+def check(joining: Joining) -> str:
+    """Refuse what cannot work before anything starts; returns the site's name.
+
+    Raises:
+        UserError: the site's file is wrong, a file is missing, others can read the key, or the coordinator's
+            certificate is not one of the given CA.
+    """
+    site = read_site(joining.config, joining.state)
+    for path, what in ((joining.ca, "the coordinator's CA certificate"), (joining.key, "this site's private key")):
+        if not path.is_file():
+            raise UserError(f"{path}: {what} is not there.", "Give its path.")
+    if stat.S_IMODE(joining.key.stat().st_mode) & 0o077:
+        raise UserError(f"{joining.key}: others can read this key.", f"Run `chmod 600 {joining.key}`.")
+    answers(joining.coordinator, joining.ca)
+    return site.name
+
+
+@contextmanager
+def only_one(state: Path) -> Iterator[None]:
+    """Hold the site's folder: two nodes with one key would each cut the other off.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    state.mkdir(parents=True, exist_ok=True)
+    handle = os.open(state / "join.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"{state}: this site has joined already.", "Stop the other process first.") from None
+    finally:
+        os.close(handle)
+
+
+class Node:
+    """A running SuperNode with its executor. Use as a context manager."""
+
+    def __init__(self, joining: Joining) -> None:
+        self.joining = joining
+        self.environment = flower_environment(joining.state / "flower")
+        self.secret = joining.state / "executor.secret"
+        self.port = free_port()
+        self.children: list[Process] = []
+
+    def write_files(self) -> Path:
+        state = self.joining.state
+        (state / "flower").mkdir(parents=True, exist_ok=True)
+        # The executor is put on a fresh empty folder: Flower puts its start folder on the path of the app.
+        (state / "work").mkdir(exist_ok=True)
+        if not self.secret.exists():
+            write_private(self.secret, secrets.token_bytes(32))
+        place = state / "node.toml"
+        values = {"site-config": str(self.joining.config), "state-dir": str(state)}
+        place.write_text(tomli_w.dumps(values), encoding="utf-8")
+        return place
+
+    def node_command(self, settings: Path) -> list[str]:
+        return [
+            installed_command("flower-supernode", self.environment),
+            "--superlink", str(self.joining.coordinator),
+            "--root-certificates", str(self.joining.ca),
+            "--auth-supernode-private-key", str(self.joining.key),
+            "--node-config", str(settings),
+            "--isolation", "process",
+            "--superexec-auth-secret-file", str(self.secret),
+            "--host", "127.0.0.1",
+            "--port", str(self.port),
+        ]  # fmt: skip
+
+    def executor_command(self) -> list[str]:
+        return [
+            installed_command("flower-superexec", self.environment),
+            "--insecure",
+            "--runtime-api-address", f"127.0.0.1:{self.port}",
+            "--superexec-auth-secret-file", str(self.secret),
+        ]  # fmt: skip
+
+    def __enter__(self) -> "Node":
+        state = self.joining.state
+        settings = self.write_files()
+        for name, line in (("node", self.node_command(settings)), ("executor", self.executor_command())):
+            self.children.append(Process(line, state / "logs" / f"{name}.log", self.environment, state / "work"))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for child in reversed(self.children):
+            child.stop()
+
+    def wait(self) -> None:
+        """Return when one of the two has ended."""
+        while all(child.running for child in self.children):
+            time.sleep(0.2)
+
+    def reason(self) -> str:
+        """Why it ended, for an operator; from Flower's exit code where it gave one."""
+        log = self.joining.state / "logs" / "node.log"
+        codes = re.findall(rb"Exit Code: (\d+)", log.read_bytes()[-4000:])
+        code = int(codes[-1]) if codes else None
+        if code in REASONS:
+            return REASONS[code]
+        return f"the node ended{f' with exit code {code}' if code else ''}; see {log}"
+
+
+def join(joining: Joining, say: Callable[[str], None], attempts: int | None = None) -> None:
+    """Keep this site connected until interrupted: start the node, and start it again when it ends.
+
+    Args:
+        say: is told each change, one line an operator can read.
+        attempts: give up after so many starts that did not last; for ever unless given.
+
+    Raises:
+        UserError: what `check` finds, or the last attempt failed.
+    """
+    name = check(joining)
+    tried, pause = 0, 1.0
+    with only_one(joining.state):
+        while True:
+            say(f"{name}: connecting to {joining.coordinator}")
+            started = time.monotonic()
+            log = joining.state / "logs" / "node.log"
+            log.unlink(missing_ok=True)
+            with Node(joining) as node:
+                node.wait()
+                reason = node.reason()
+            tried += 1
+            if time.monotonic() - started > SETTLED_S:
+                tried, pause = 0, 1.0
+            if attempts is not None and tried >= attempts:
+                raise UserError(f"{name} could not join: {reason}.", "Put that right, then join again.")
+            say(f"{name}: {reason}; trying again in {pause:.0f} s")
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)

@@ -1,0 +1,58 @@
+"""The application bundle that Flower ships to the sites: our code and nothing else.
+
+It is staged in an empty folder, from the packages that are running here, so that nothing lying in a working
+tree (a site's configuration, a registry's file) can go along; `fab-include` says the same a second time.
+"""
+
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import tomli_w
+
+import common
+import server
+from common.errors import UserError
+
+RUN_CONFIG = {"study": "", "run": "", "seed": 0}
+"""What `wardround run` sets: the study as JSON, the run's folder, the seed. Flower refuses other keys."""
+
+
+def packages() -> dict[str, Path]:
+    """Where the code of each package lies. The client's stands beside the server's and is not imported."""
+    server_folder, common_folder = Path(str(server.__file__)).parent, Path(str(common.__file__)).parent
+    client_folder = server_folder.parent / "client"
+    if not client_folder.is_dir():
+        raise UserError(
+            f"{client_folder}: the sites' code is not installed here.", "Install the whole wardround package."
+        )
+    return {"client": client_folder, "common": common_folder, "server": server_folder}
+
+
+def project() -> dict[str, object]:
+    return {
+        "project": {"name": "wardround", "version": version("wardround")},
+        "tool": {
+            "flwr": {
+                "app": {
+                    "publisher": "wardround",
+                    "fab-include": [f"{name}/**/*.py" for name in packages()],
+                    "components": {"serverapp": "server.app:app", "clientapp": "client.app:app"},
+                    "config": RUN_CONFIG,
+                }
+            }
+        },
+    }
+
+
+def stage_bundle(folder: Path) -> Path:
+    """Write the bundle's tree to `folder/wardround`: every module of client, common and server."""
+    stage = folder / "wardround"
+    stage.mkdir(parents=True)
+    for package, source in packages().items():
+        for module in sorted(source.rglob("*.py")):
+            target = stage / package / module.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(module, target)
+    (stage / "pyproject.toml").write_text(tomli_w.dumps(project()), encoding="utf-8")
+    return stage

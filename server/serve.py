@@ -1,0 +1,100 @@
+"""A coordinator on this machine: Flower's SuperLink and an executor of its own, watched over.
+
+The control paths of Flower's one port have no authentication: whoever reaches the port and holds `ca.pem`
+can start runs. So the default is to listen on loopback; see docs/operators.md for listening further out.
+"""
+
+import time
+
+from common.address import Address, answers
+from common.errors import UserError
+from common.processes import Process, flower_environment, installed_command
+from server.coordinator import Coordinator
+
+START_S = 60.0
+"""How long the SuperLink may take to answer: it imports for about 5 s on an idle machine."""
+
+
+class Serving:
+    """A running coordinator: SuperLink and executor. Use as a context manager.
+
+    A SuperLink that ends is started again on its database; so is the executor (`watch`).
+    """
+
+    def __init__(self, coordinator: Coordinator, address: Address) -> None:
+        self.coordinator = coordinator
+        self.address = address
+        self.environment = flower_environment(coordinator.flower)
+        self.children: dict[str, Process] = {}
+
+    def superlink_command(self) -> list[str]:
+        files = self.coordinator.certificates
+        return [
+            installed_command("flower-superlink", self.environment),
+            "--host", self.address.host,
+            "--port", str(self.address.port),
+            "--ssl-ca-certfile", str(files.ca),
+            "--ssl-certfile", str(files.server),
+            "--ssl-keyfile", str(files.server_key),
+            "--enable-supernode-auth",
+            "--isolation", "process",
+            "--superexec-auth-secret-file", str(self.coordinator.secret),
+            "--database", str(self.coordinator.folder / "state.db"),
+            "--disable-runtime-dependency-installation",
+        ]  # fmt: skip
+
+    def executor_command(self) -> list[str]:
+        return [
+            installed_command("flower-superexec", self.environment),
+            "--runtime-api-address", str(self.address.from_here),
+            "--root-certificates", str(self.coordinator.certificates.ca),
+            "--superexec-auth-secret-file", str(self.coordinator.secret),
+        ]  # fmt: skip
+
+    def start_child(self, name: str, line: list[str]) -> None:
+        # An empty folder of its own: Flower puts its start folder on the path of what it starts.
+        folder = self.coordinator.folder / "work"
+        folder.mkdir(exist_ok=True)
+        self.children[name] = Process(line, self.coordinator.logs / f"{name}.log", self.environment, folder)
+
+    def start(self) -> None:
+        """Start both and wait until the SuperLink answers.
+
+        Raises:
+            UserError: the port is taken, or the SuperLink ended; the log is named.
+        """
+        if answers(self.address.from_here, self.coordinator.certificates.ca):
+            raise UserError(f"{self.address}: a coordinator is already running here.", "Stop it or choose --port.")
+        self.start_child("superlink", self.superlink_command())
+        end = time.monotonic() + START_S
+        while not answers(self.address.from_here, self.coordinator.certificates.ca):
+            if not self.children["superlink"].running or time.monotonic() > end:
+                log = self.children["superlink"].log
+                raise UserError("The SuperLink did not start.", f"See {log}.")
+            time.sleep(0.2)
+        self.start_child("executor", self.executor_command())
+
+    def watch(self) -> list[str]:
+        """Start again what has ended; returns the names of those."""
+        lines = {"superlink": self.superlink_command, "executor": self.executor_command}
+        ended = [name for name, child in self.children.items() if not child.running]
+        for name in ended:
+            self.children[name].stop()
+            self.start_child(name, lines[name]())
+        return ended
+
+    def stop(self) -> None:
+        for name in ("executor", "superlink"):
+            if name in self.children:
+                self.children[name].stop()
+
+    def __enter__(self) -> "Serving":
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
