@@ -1,12 +1,12 @@
 """A coordinator's folder: its certificates, the sites it knows, and the way to talk to its SuperLink.
 
-    DIR/
-      certs/        ca.pem, server.pem, server.key (`wardround certs make`, or a PKI's own)
-      sites/        NAME.pub, one a site (`wardround sites add`)
-      flower/       Flower's own folder, with the address under which the coordinator is reached from here
-      state.db      SQLite: runs, nodes, messages; a restart goes on from it
-      executor.secret   only the holder may take the coordinator's tasks
-      logs/
+DIR/
+  certs/        ca.pem, server.pem, server.key (`wardround certs make`, or a PKI's own)
+  sites/        NAME.pub, one a site (`wardround sites add`)
+  flower/       Flower's own folder, with the address under which the coordinator is reached from here
+  state.db      SQLite: runs, nodes, messages; a restart goes on from it
+  executor.secret   only the holder may take the coordinator's tasks
+  logs/
 """
 
 import json
@@ -42,7 +42,68 @@ class Coordinator:
         return self.folder / "sites"
 
     @property
-    def flower(coordinator: Coordinator, *arguments: str) -> dict[str, Any]:
+    def flower(self) -> Path:
+        return self.folder / "flower"
+
+    @property
+    def secret(self) -> Path:
+        return self.folder / "executor.secret"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+
+def site_keys(coordinator: Coordinator) -> dict[str, Path]:
+    """The registered sites' public keys by site name."""
+    return {path.stem: path for path in sorted(coordinator.sites.glob("*.pub"))}
+
+
+def add_site(coordinator: Coordinator, name: str, public_key: Path) -> Path:
+    """Keep a site's public key; `wardround serve` registers it.
+
+    Raises:
+        UserError: not a P-384 public key, or the name or the key is already known.
+    """
+    check_public_key(public_key)
+    content = public_key.read_bytes()
+    for other, path in site_keys(coordinator).items():
+        if path.read_bytes().split()[:2] == content.split()[:2]:
+            raise UserError(f"{public_key}: this is the key of site {other!r}.", "A site has a key of its own.")
+    place = coordinator.sites / f"{name}.pub"
+    if place.exists():
+        raise UserError(f"Site {name!r} has a key already.", f"Remove {place} to replace it.")
+    coordinator.sites.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(content)
+    return place
+
+
+def prepare(coordinator: Coordinator, address: Address) -> None:
+    """Check what must be there, make what is ours to make, write down the address.
+
+    Raises:
+        UserError: a certificate is missing, or no site is known.
+    """
+    files = coordinator.certificates
+    for path in (files.ca, files.server, files.server_key):
+        if not path.is_file():
+            raise UserError(
+                f"{path}: there is no such file.",
+                f"Run `wardround certs make {coordinator.folder} --host NAME`, or put your own PKI's files there.",
+            )
+    if not site_keys(coordinator):
+        raise UserError(
+            f"{coordinator.sites}: no site is known.", "Add each with `wardround sites add DIR NAME site.pub`."
+        )
+    if not coordinator.secret.exists():
+        write_private(coordinator.secret, secrets.token_bytes(32))
+    coordinator.flower.mkdir(exist_ok=True)
+    connection = {"address": str(address.from_here), "root-certificates": str(files.ca)}
+    settings = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
+    (coordinator.flower / "config.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
+
+
+def flower(coordinator: Coordinator, *arguments: str) -> dict[str, Any]:
     """Run a `flwr` command against the coordinator and read its JSON.
 
     Raises:
