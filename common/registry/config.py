@@ -14,6 +14,9 @@ from pydantic import Field, ValidationError, model_validator
 from common.errors import UserError
 from common.study import Strict, explain, read_toml
 
+ROW = "#row"
+"""As `patient`: the table has no patient column, one row is one patient, known by its number in the file."""
+
 
 class Feature(Strict):
     """One column as the prompt shows it."""
@@ -30,6 +33,8 @@ class Feature(Strict):
     ask: bool = True
     values: dict[str, str] = {}
     """Raw category -> printed value. Values that are not listed stay as they are."""
+    missing: tuple[str, ...] = ()
+    """Raw values that mean "not recorded" in this column, besides `table.missing`."""
 
 
 class Table(Strict):
@@ -38,10 +43,14 @@ class Table(Strict):
     """File; `${NAME}` and `${NAME:-default}` are taken from the environment, relative paths from this file."""
     get: str = ""
     """One sentence that tells a user how to get the data."""
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    """What separates the columns of a CSV file."""
     missing: tuple[str, ...] = ("", "NA")
+    """Values that mean "not recorded", compared after spaces around a value are removed."""
     where: dict[str, tuple[str, ...]] = {}
     """Keep rows whose column has one of these values."""
     where_not: dict[str, tuple[str, ...]] = {}
+    """Drop rows whose column has one of these values."""
 
 
 class Synthetic(Strict):
@@ -61,6 +70,7 @@ class RegistryConfig(Strict):
     table: Table
     synthetic: Synthetic | None = None
     patient: str
+    """The column that says which patient a row is about, or `#row`."""
     one_row_per_patient: bool = True
     features: tuple[Feature, ...] = Field(min_length=2)
     never: tuple[str, ...] = ()
@@ -83,6 +93,10 @@ class RegistryConfig(Strict):
             raise ValueError(f"section {same[0][0]!r} has two features named {same[0][1]!r}; rename one")
         if (self.table.source == "synthetic") != (self.synthetic is not None):
             raise ValueError("table.source = 'synthetic' and a [synthetic] table go together; give both or neither")
+        if self.table.source != "synthetic" and not self.table.path:
+            raise ValueError("table.path is empty; give the path of the registry's file")
+        if self.patient == ROW and not self.one_row_per_patient:
+            raise ValueError("patient = '#row' means one row per patient; remove one_row_per_patient = false")
         return self
 
 
@@ -106,12 +120,21 @@ def expand_environment(text: str, field: str, source: str) -> str:
     return re.sub(r"\$\{(?P<name>[A-Z0-9_]+)(?::-(?P<default>[^}]*))?\}", one, text)
 
 
-def read_values(path: Path) -> dict[str, Any]:
+def read_values(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A TOML file on top of what it extends; `below` is the chain of files that led here.
+
+    Raises:
+        UserError: a file that cannot be read, or files that extend each other in a circle.
+    """
+    if path.resolve() in below:
+        raise UserError(f"{path}: it extends itself through {below[-1].name}.", "Remove one of the two `extends`.")
     values = read_toml(path)
     base = values.pop("extends", None)
     if base is None:
         return values
-    return merge(read_values(path.parent / base), values)
+    if not isinstance(base, str):
+        raise UserError(f"{path}: 'extends' is not text.", "Give it the name of one TOML file.")
+    return merge(read_values(path.parent / base, (*below, path.resolve())), values)
 
 
 def read_registry_config(path: Path, values: dict[str, Any] | None = None) -> RegistryConfig:

@@ -1,0 +1,241 @@
+"""A site's registry in memory: from the declared table to one tidy frame with typed columns."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from common.errors import UserError
+from common.registry.config import Feature, RegistryConfig
+from common.registry.readers import as_strings, read_table
+from common.registry.synthetic import generate
+
+PATIENT = "patient"
+DATE_FORMATS = (
+    "%Y-%m-%d",
+    "%Y/%m/%d",
+    "%Y-%m-%d %H:%M",
+    "%Y-%m-%d %H:%M:%S%.f",
+    "%Y-%m-%dT%H:%M",
+    "%Y-%m-%dT%H:%M:%S%.f",
+)
+TYPES: dict[str, type[pl.DataType]] = {
+    "number": pl.Float64,
+    "category": pl.String,
+    "date": pl.Datetime,
+    "text": pl.String,
+}
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A declared feature that this site's data cannot use, and why."""
+
+    column: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Registry:
+    """`frame`: `patient` (text) and one column per feature in `features`, in that order, sorted by patient.
+
+    Numbers are Float64, categories and texts text (as printed), dates Datetime; missing is null.
+    """
+
+    site: str
+    features: tuple[Feature, ...]
+    frame: pl.DataFrame
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def load_registry(config: RegistryConfig) -> Registry:
+    """Read, filter, parse and check the table that a site declares.
+
+    Raises:
+        UserError: the file is missing, empty or not parseable; a declared column is missing; no row is left
+            after the filter; a patient identifier is missing or stands twice; a number or date does not parse;
+            fewer than two features can be used.
+    """
+    if config.synthetic is not None:
+        source = f"site {config.site}"
+        lazy = as_strings(generate(config.synthetic, config.site), source).lazy()
+    else:
+        source = config.table.path
+        lazy = read_table(config.table)
+    require_columns(lazy, config, source)
+    rows = clean(lazy, config, source)
+    check_patients(rows, config, source)
+    columns = [parse(rows[f.column], f, source).alias(f.column) for f in config.features]
+    left_out = [x for f, c in zip(config.features, columns, strict=True) if (x := unusable(f, c)) is not None]
+    gone = {x.column for x in left_out}
+    features = tuple(f for f in config.features if f.column not in gone)
+    if len(features) < 2:
+        raise UserError(
+            f"{source}: fewer than two features hold more than one value.", "Declare features that vary in this table."
+        )
+    frame = pl.DataFrame([rows[PATIENT], *(c for c in columns if c.name not in gone)])
+    return Registry(config.site, features, frame.sort(PATIENT, maintain_order=True), tuple(left_out))
+
+
+def require_columns(lazy: pl.LazyFrame, config: RegistryConfig, source: str) -> None:
+    present = set(lazy.collect_schema().names())
+    needed = [config.patient, *(f.column for f in config.features), *config.table.where, *config.table.where_not]
+    missing = sorted({column for column in needed if column not in present})
+    if missing:
+        names = ", ".join(repr(column) for column in missing)
+        raise UserError(
+            f"{source}: there is no column {names}.",
+            "Correct the column in the site file (upper and lower case count), or remove it there.",
+        )
+
+
+def clean(lazy: pl.LazyFrame, config: RegistryConfig, source: str) -> pl.DataFrame:
+    """The rows of this site: `patient` and the declared columns as text, missing values null."""
+    rows = lazy.with_columns(pl.all().str.strip_chars())
+    for column, values in config.table.where.items():
+        rows = rows.filter(pl.col(column).is_in(list(values)).fill_null(False))
+    for column, values in config.table.where_not.items():
+        rows = rows.filter(~pl.col(column).is_in(list(values)).fill_null(False))
+    patient = without(config.patient, config.table.missing).alias(PATIENT)
+    kept = [without(f.column, config.table.missing + f.missing) for f in config.features]
+    frame = rows.select(patient, *kept).collect()
+    if frame.is_empty():
+        filtered = config.table.where or config.table.where_not
+        raise UserError(
+            f"{source}: no row is left for site {config.site!r}.",
+            "Correct table.where and table.where_not." if filtered else "Export a table that has rows.",
+        )
+    return frame
+
+
+def without(column: str, missing: tuple[str, ...]) -> pl.Expr:
+    """The column with the marks for missing values turned into nulls."""
+    return pl.when(~pl.col(column).is_in(list(missing))).then(pl.col(column)).alias(column)
+
+
+def check_patients(rows: pl.DataFrame, config: RegistryConfig, source: str) -> None:
+    nobody = rows[PATIENT].null_count()
+    if nobody:
+        raise UserError(
+            f"{source}: the patient column {config.patient!r} is empty in {nobody} of {rows.height} rows.",
+            "Fill it in, or filter those rows out with table.where.",
+        )
+    repeated = rows.height - rows[PATIENT].n_unique()
+    if config.one_row_per_patient and repeated:
+        raise UserError(
+            f"{source}: one row per patient was declared, but {repeated} rows repeat a value of {config.patient!r}.",
+            "Keep one row per patient, or set one_row_per_patient = false.",
+        )
+
+
+def parse(text: pl.Series, feature: Feature, source: str) -> pl.Series:
+    """One column of text as the feature's kind says."""
+    if feature.kind == "number":
+        parsed = text.cast(pl.Float64, strict=False)
+        # "nan" and "inf" parse as floats but nobody measured them.
+        parsed = parsed.to_frame().select(pl.when(pl.first().is_finite()).then(pl.first())).to_series()
+        refuse_unparsed(text, parsed, feature, source, "numbers", "Write decimals with a point and units nowhere")
+        return parsed
+    if feature.kind == "date":
+        column = pl.first()
+        attempts = [column.str.to_datetime(form, strict=False, time_unit="us") for form in DATE_FORMATS]
+        parsed = text.to_frame().select(pl.coalesce(attempts)).to_series()
+        refuse_unparsed(text, parsed, feature, source, "dates", "Write dates as YYYY-MM-DD or YYYY-MM-DD HH:MM")
+        return parsed
+    return text.replace(feature.values) if feature.values else text
+
+
+def refuse_unparsed(text: pl.Series, parsed: pl.Series, feature: Feature, source: str, kind: str, remedy: str) -> None:
+    bad = int((text.is_not_null() & parsed.is_null()).sum())
+    if bad:
+        raise UserError(
+            f"{source}: {bad} of {text.len() - text.null_count()} values of the column {feature.column!r} "
+            f"are not {kind}.",
+            f"{remedy}, add marks for missing values to table.missing, or declare another kind.",
+        )
+
+
+def unusable(feature: Feature, column: pl.Series) -> LeftOut | None:
+    """A constant has nothing to ask and tells nothing; the value itself is not named, it may be one patient's."""
+    distinct = column.drop_nulls().n_unique()
+    if distinct == 0:
+        return LeftOut(feature.column, "all values are missing")
+    return LeftOut(feature.column, "all values that are present are the same") if distinct == 1 else None
+
+
+def concat_registries(registries: Sequence[Registry], site: str) -> Registry:
+    """Several sites' registries as one, for pooled training.
+
+    All must declare the same features. One that a site left out stays in use if any other site uses it, with
+    missing values for the patients of that site. Raw codes (`Feature.values`) may differ, what is printed may not.
+
+    Raises:
+        UserError: features differ, or two sites use the same patient identifier.
+    """
+    features: list[Feature] = []
+    for registry in registries:
+        for place, feature in enumerate(registry.features):
+            known = next((f for f in features if f.column == feature.column), None)
+            if known is None:
+                features.insert(after(features, registry.features[:place]), feature)
+            elif printed(known) != printed(feature):
+                raise UserError(
+                    f"Site {registry.site!r} declares the feature {feature.column!r} differently from the sites "
+                    f"before it.",
+                    "Let the sites share one feature dictionary through `extends`.",
+                )
+    for registry in registries:
+        declared = {f.column for f in registry.features} | {x.column for x in registry.left_out}
+        for feature in features:
+            if feature.column not in declared:
+                raise UserError(
+                    f"Site {registry.site!r} does not declare the feature {feature.column!r}, another site does.",
+                    "Let the sites share one feature dictionary through `extends`.",
+                )
+    frame = pl.concat([widen(registry.frame, features) for registry in registries])
+    patients = sum(registry.frame[PATIENT].n_unique() for registry in registries)
+    if frame[PATIENT].n_unique() != patients:
+        raise UserError(
+            f"{patients - frame[PATIENT].n_unique()} patient identifiers stand at more than one of the sites.",
+            "Put the hospital's code in front of each identifier, and no patient at two sites.",
+        )
+    used = {f.column for f in features}
+    nowhere = {x.column: x for registry in registries for x in registry.left_out if x.column not in used}
+    return Registry(site, tuple(features), frame.sort(PATIENT, maintain_order=True), tuple(nowhere.values()))
+
+
+def after(features: list[Feature], before: Sequence[Feature]) -> int:
+    """Where a feature goes so that it follows the ones that stand before it in its own registry."""
+    columns = {f.column for f in before}
+    return max((place + 1 for place, f in enumerate(features) if f.column in columns), default=0)
+
+
+def printed(feature: Feature) -> Feature:
+    return feature.model_copy(update={"values": {}, "missing": ()})
+
+
+def widen(frame: pl.DataFrame, features: Sequence[Feature]) -> pl.DataFrame:
+    """All of `features`' columns, null where the frame lacks them."""
+    columns = [
+        pl.col(f.column) if f.column in frame.columns else pl.lit(None, dtype=TYPES[f.kind]()).alias(f.column)
+        for f in features
+    ]
+    return frame.select(PATIENT, *columns)
+
+
+def shuffle_columns(registry: Registry, rows: int, seed: int) -> Registry:
+    """Synthetic records with the registry's frequencies and nothing else.
+
+    Every column is drawn by itself, with replacement, from its own observed values, missing ones included:
+    each marginal distribution is kept (in expectation) and every relation between columns is destroyed.
+    A column's draw depends on (seed, column) only.
+    """
+    width = len(str(rows))
+    columns = [pl.Series(PATIENT, [f"{registry.site}-shuffled-{number:0{width}d}" for number in range(1, rows + 1)])]
+    for feature in registry.features:
+        digest = hashlib.sha256(f"{seed}:{feature.column}".encode()).digest()
+        draw = np.random.default_rng(int.from_bytes(digest, "big")).integers(registry.frame.height, size=rows)
+        columns.append(registry.frame[feature.column].gather(draw))
+    return Registry(registry.site, registry.features, pl.DataFrame(columns), registry.left_out)
