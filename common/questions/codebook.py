@@ -206,11 +206,12 @@ def support(present: pl.Series, decimals: int) -> tuple[tuple[str, ...], tuple[i
 def decimals_to_print(numbers: NDArray[np.float64]) -> int:
     """0 where at least 90 % are whole, else as few as print 90 % of the values exactly, at most 3.
 
-    Values with long tails of digits (converted units) get two digits below their standard deviation's first.
+    Values with long tails of digits (converted units) get the decimals that show two digits of their
+    standard deviation.
     """
     for decimals in range(MOST_DECIMALS + 1):
         scaled = numbers * 10.0**decimals
-        if np.mean(np.abs(scaled - np.round(scaled)) < 1e-6 * np.maximum(1.0, np.abs(scaled))) >= PRINTED_EXACTLY:
+        if np.mean(np.abs(scaled - np.round(scaled)) < np.maximum(1e-6, 1e-12 * np.abs(scaled))) >= PRINTED_EXACTLY:
             return decimals
     return int(np.clip(1 - np.floor(np.log10(numbers.std())), 0, MOST_DECIMALS))
 

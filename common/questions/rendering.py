@@ -13,10 +13,7 @@ from common.registry.config import Feature
 
 LETTERS = "ABCDE"
 MASK = "[MASK]"
-SYSTEM = (
-    "You are an expert physician. Reason over the patient's record and answer the multiple-choice question. "
-    "Do not add a disclaimer. Give the final answer, the letter only, within \\boxed{}."
-)
+SYSTEM = "Answer without a disclaimer. Give the final answer, the letter only, within \\boxed{}."
 
 Wording = Callable[[Feature], str]
 

@@ -1,0 +1,38 @@
+"""Questions at hospitals that took no part: all their patients may be asked, none shapes a question.
+
+The codebook is fitted on the training sites' training patients together; features that no training site uses
+are neither shown nor asked.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import polars as pl
+
+from common.questions.building import build_questions
+from common.questions.codebook import Codebook, fit_codebook
+from common.questions.randomness import derive_seed
+from common.questions.site_questions import choose
+from common.registry.registry import PATIENT, Registry, concat_registries
+from common.study import Study
+
+
+def pooled_codebook(registries: Sequence[Registry], training: Mapping[str, Sequence[str]], study: Study) -> Codebook:
+    """Fitted on the training patients (site -> identifiers) of all training sites.
+
+    Raises:
+        UserError: the sites do not share one feature dictionary, or a patient stands at two of them.
+    """
+    pooled = concat_registries(registries, "pooled")
+    patients = sorted({patient for site in training.values() for patient in site})
+    rows = pooled.frame.filter(pl.col(PATIENT).is_in(patients))
+    return fit_codebook(rows, pooled.features, study.questions, derive_seed(study.seed, "codebook"))
+
+
+def unseen_questions(registry: Registry, codebook: Codebook, study: Study) -> pl.DataFrame:
+    """Test questions (question frame) about at most `evaluation.patients_per_site` patients of the site."""
+    known = tuple(f for f in registry.features if f.column in codebook.columns)
+    seen = Registry(registry.site, known, registry.frame.select(PATIENT, *(f.column for f in known)))
+    patients = sorted(set(seen.frame[PATIENT]))
+    asked = choose(patients, study.evaluation.patients_per_site, derive_seed(study.seed, "test"))
+    seed, per_patient = derive_seed(study.seed, "questions"), study.evaluation.questions_per_patient
+    return build_questions(seen, asked, codebook, study.questions, seed, per_patient)
