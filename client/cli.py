@@ -1,0 +1,184 @@
+"""`wardround-site`: what a hospital runs."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from platformdirs import user_data_path
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from client.site import Site, read_site
+from common.errors import UserError
+from common.study import Study, read_study
+
+app = typer.Typer(help="A hospital's side of a federated study.", no_args_is_help=True, pretty_exceptions_enable=False)
+console = Console(highlight=False)
+
+Config = Annotated[Path, typer.Argument(help="The site's TOML file.")]
+StudyFile = Annotated[Path, typer.Option("--study", help="The study's TOML file.")]
+StateFolder = Annotated[
+    Path | None, typer.Option("--state", help="The site's own folder; under your data folder unless given.")
+]
+
+
+def site_in(config: Path, state: Path | None) -> Site:
+    config = config.resolve()
+    site = read_site(config, Path())
+    return Site(site.registry, site.settings, (state or user_data_path("wardround") / site.name).resolve())
+
+
+def count_questions(site: Site, study: Study | None) -> list[tuple[str, str]]:
+    """Rows for `check`: what the site brings to a study, or what it could ask about at all."""
+    from common.questions.site_questions import site_questions
+    from common.registry.registry import load_registry
+
+    registry = load_registry(site.registry)
+    console.print(f"[bold]{escape(site.registry.title or site.name)}[/bold] ({site.name})")
+    features = Table("section", "feature", "unit", "kind", "known at", "asked", title="Features in use")
+    for feature in registry.features:
+        use = "yes" if feature.ask else "shown only"
+        features.add_row(feature.section, feature.name, feature.unit, feature.kind, feature.known, use)
+    console.print(features)
+    for left in registry.left_out:
+        console.print(f"left out: {escape(left.column)}: {escape(left.reason)}")
+    for column in site.registry.never:
+        console.print(f"never used: {escape(column)}")
+    asked = [feature.column for feature in registry.features if feature.ask]
+    values = sum(registry.frame[column].count() for column in asked)
+    rows = [
+        ("patients", f"{registry.frame.height}"),
+        ("features in use", f"{len(registry.features)}"),
+        ("values to ask about", f"{values}"),
+    ]
+    if study is not None:
+        questions = site_questions(registry, study)
+        rows += [
+            ("training patients", f"{questions.train['patient'].n_unique()}"),
+            ("training questions", f"{questions.train.height}"),
+            ("validation questions", f"{questions.validation.height}"),
+            ("test questions", f"{questions.test.height}"),
+            ("study approved here", "yes" if study.hash in site.settings.policy.approved else "no"),
+        ]
+    return rows
+
+
+@app.command()
+def check(
+    config: Config,
+    study: Annotated[Path | None, typer.Option("--study", help="Count this study's questions too.")] = None,
+) -> None:
+    """Load the registry and say what is in it: counts, features used, features left out and why."""
+    asked = read_study(study) if study else None
+    for name, value in count_questions(site_in(config, None), asked):
+        console.print(f"{name:<22}{value}")
+
+
+@app.command()
+def questions(
+    config: Config,
+    study: StudyFile,
+    number: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 3,
+) -> None:
+    """Print example questions from this site's own patients. They are shown here and go nowhere."""
+    from common.questions.site_questions import site_questions
+    from common.registry.registry import load_registry
+
+    site = site_in(config, None)
+    train = site_questions(load_registry(site.registry), read_study(study)).train
+    for row in train.head(number).iter_rows(named=True):
+        console.rule(escape(f"{row['section']} / {row['feature']}"))
+        console.print(row["prompt"], markup=False)
+        console.print(f"answer: {'ABCDE'[row['answer']]}", style="green")
+
+
+@app.command()
+def keygen(folder: Annotated[Path, typer.Argument(help="Where the pair is written.")]) -> None:
+    """Make this site's key pair. The private key never leaves the site; the coordinator gets site.pub."""
+    from common.keys import make_site_key
+
+    private, public = make_site_key(folder)
+    console.print(f"private key, keep it here:   {private}", soft_wrap=True)
+    console.print(f"public key, send this one:   {public}", soft_wrap=True)
+
+
+@app.command()
+def approve(
+    study: Annotated[Path, typer.Argument(help="The study's TOML file.")],
+    config: Annotated[Path, typer.Option("--site", help="The site's TOML file; the approval is written there.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Read a study and approve it: its SHA-256 is written into the site's file."""
+    from client.approval import approve as write_approval
+
+    resolved = read_study(study)
+    site_in(config, None)
+    console.print(resolved.to_toml(), markup=False)
+    console.print(f"SHA-256 {resolved.hash}", soft_wrap=True)
+    if not yes and not typer.confirm("Approve this study at this site?"):
+        raise typer.Exit(1)
+    new = write_approval(config.resolve(), resolved.hash)
+    console.print(f"{'approved' if new else 'was approved already'}: {config}", soft_wrap=True)
+
+
+@app.command()
+def join(
+    config: Config,
+    coordinator: Annotated[str, typer.Option("--coordinator", help="HOST:PORT.")],
+    ca: Annotated[Path, typer.Option("--ca", help="The coordinator's CA certificate.")],
+    key: Annotated[Path, typer.Option("--key", help="This site's private key.")],
+    state: StateFolder = None,
+    attempts: Annotated[
+        int | None, typer.Option("--attempts", min=1, help="Give up after so many failed starts; never unless given.")
+    ] = None,
+) -> None:
+    """Take part: connect to the coordinator, outbound only, and stay connected until stopped."""
+    from client.join import Joining
+    from client.join import join as stay
+    from common.address import parse_address
+    from common.processes import end_on_termination
+
+    site = site_in(config, state)
+    joining = Joining(config.resolve(), site.state, parse_address(coordinator), ca.resolve(), key.resolve())
+    end_on_termination()
+    console.print(f"This site's folder and logs: {site.state}", soft_wrap=True)
+    try:
+        stay(joining, lambda line: console.print(line, markup=False, soft_wrap=True), attempts)
+    except KeyboardInterrupt:
+        console.print(f"{site.name}: left")
+
+
+@app.command()
+def audit(config: Config, state: StateFolder = None) -> None:
+    """List what has left this site, and check that the log is whole."""
+    from client.audit import first_broken, whole_lines
+
+    site = site_in(config, state)
+    place = site.state / "audit.jsonl"
+    if not place.exists():
+        console.print(f"Nothing has left this site so far ({place}).", soft_wrap=True)
+        return
+    broken = first_broken(place)
+    table = Table("n", "what", "study", "run", "round", "bytes", title=str(place))
+    for line in whole_lines(place)[:broken]:
+        entry = json.loads(line)
+        table.add_row(*(str(entry[k])[:12] for k in ("n", "kind", "study", "run", "round", "bytes")))
+    console.print(table)
+    if broken is not None:
+        raise UserError(f"{place}: line {broken + 1} does not continue the chain.", "Keep the file and tell security.")
+
+
+def main() -> None:
+    """Run a command; a user's mistake is one sentence with its remedy, and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True, highlight=False).print(f"{error.what}\n{error.remedy}", markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
