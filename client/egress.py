@@ -1,0 +1,206 @@
+"""The one door: every reply of this site is built here, from an allow-list of typed records.
+
+A reply is one of the record classes below; their fields are all that can leave, under names that stand in
+this file (tensor names come from the coordinator's own model). Figures rest on at least
+`Policy.minimum_patients` patients or do not leave. What goes wrong inside leaves as a number and a fixed
+sentence; the exception itself goes to a log file that stays here. Each passage is written to the audit log
+before the reply is handed over.
+"""
+
+import hashlib
+import math
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+from client import audit, policy
+from client.policy import Policy, Refusal, check_patients
+from common.errors import UserError
+from common.update.tensors import State, check_like, sha256, to_record
+
+REFUSALS = {
+    policy.NOT_APPROVED: "this site has not approved the study",
+    policy.NOT_THE_STUDY: "the study does not have the hash that the message claims",
+    policy.TOO_FEW_PATIENTS: "too few patients at this site for a figure to leave",
+    policy.BAD_REQUEST: "the message is not one that this site answers",
+    policy.NOT_CONFIGURED: "this site has no model for the study yet: configure it first",
+    policy.BAD_MODEL: "the model in the message is not whole",
+    policy.SITE_CONFIGURATION: "this site's own configuration or data is at fault: see its error log",
+    policy.INTERNAL: "the work failed at this site: see its error log",
+}
+
+
+@dataclass(frozen=True)
+class Described:
+    """Answer to `query.describe`."""
+
+    site: str
+
+
+@dataclass(frozen=True)
+class Configured:
+    """Answer to `query.configure`: the size of this site's part."""
+
+    patients: int
+    questions: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Answer to `train`: the encoded update and what the round's learning was like, on average."""
+
+    update: State
+    model: State
+    """What the update must look like: names and shapes of the coordinator's model. Does not leave."""
+    round: int
+    patients: int
+    questions: int
+    reward: float
+    informative: float
+    """Share of the groups with unequal rewards."""
+    generating_s: float
+    learning_s: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Answer to `evaluate`: counts over the validation questions."""
+
+    round: int
+    patients: int
+    questions: int
+    right: int
+    boxed: int
+    seconds: float
+
+
+Reply = Described | Configured | Trained | Evaluated
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where a message is answered: the site's name, policy and the folder of its logs."""
+
+    site: str
+    policy: Policy
+    state: Path
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a passage in the audit log says about the question: study hash, run, round."""
+
+    study: str = ""
+    run: str = ""
+    round: int = 0
+
+
+def finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise Refusal(policy.INTERNAL)
+    return value
+
+
+def records(reply: Reply, door: Door) -> RecordDict:
+    """The allow-list: what of each reply leaves, and under which name.
+
+    Raises:
+        Refusal: too few patients behind a figure, or a figure that is not finite.
+        BadUpdate: the update's tensors are not the model's.
+    """
+    match reply:
+        case Described(site):
+            return RecordDict({"site": ConfigRecord({"name": site})})
+        case Configured(patients, questions):
+            check_patients(door.policy, patients)
+            return RecordDict({"counts": MetricRecord({"patients": patients, "questions": questions})})
+        case Evaluated():
+            check_patients(door.policy, reply.patients)
+            counts = {"patients": reply.patients, "questions": reply.questions, "right": reply.right}
+            return RecordDict(
+                {
+                    "manifest": ConfigRecord({"round": reply.round}),
+                    "counts": MetricRecord({**counts, "boxed": reply.boxed, "seconds": finite(reply.seconds)}),
+                }
+            )
+        case Trained():
+            check_patients(door.policy, reply.patients)
+            check_like(reply.update, reply.model, door.site, {n: t.dtype for n, t in reply.update.items()})
+            metrics: dict[str, int | float] = {
+                "patients": reply.patients,
+                "questions": reply.questions,
+                "reward": finite(reply.reward),
+                "informative": finite(reply.informative),
+                "generating_s": finite(reply.generating_s),
+                "learning_s": finite(reply.learning_s),
+            }
+            return RecordDict(
+                {
+                    "update": to_record(reply.update),
+                    "manifest": ConfigRecord({"round": reply.round, "sha256": sha256(reply.update)}),
+                    "metrics": MetricRecord(dict(metrics)),
+                }
+            )
+
+
+def weigh(content: RecordDict) -> tuple[int, str]:
+    """Bytes and SHA-256 of the records as they are serialised."""
+    size, total = 0, hashlib.sha256()
+    for name, record in sorted(content.items()):
+        total.update(name.encode())
+        if isinstance(record, ArrayRecord):
+            for key, array in record.items():
+                size += len(array.data)
+                total.update(f"{key}{array.dtype}{array.shape}".encode())
+                total.update(array.data)
+        else:
+            data = record.deflate()
+            size += len(data)
+            total.update(data)
+    return size, total.hexdigest()
+
+
+def release(door: Door, asked: Asked, reply: Reply, message: Message) -> Message:
+    """Let a reply out: check it, log it, hand it over."""
+    content = records(reply, door)
+    size, digest = weigh(content)
+    passage = audit.Passage(type(reply).__name__, asked.study, asked.run, asked.round, size, digest)
+    audit.append(door.state / "audit.jsonl", passage)
+    return Message(content, reply_to=message)
+
+
+def refuse(door: Door, asked: Asked, code: int, message: Message) -> Message:
+    """Let a refusal out: its number and its fixed sentence."""
+    text = REFUSALS[code]
+    size, digest = len(text), hashlib.sha256(text.encode()).hexdigest()
+    passage = audit.Passage("Refused", asked.study, asked.run, asked.round, size, digest)
+    audit.append(door.state / "audit.jsonl", passage)
+    return Message(Error(code, text), reply_to=message)
+
+
+def keep_traceback(door: Door) -> None:
+    door.state.mkdir(parents=True, exist_ok=True)
+    with (door.state / "errors.log").open("a", encoding="utf-8") as file:
+        file.write(f"--- {datetime.now(UTC).isoformat()}\n{traceback.format_exc()}\n")
+
+
+def answer(door: Door, asked: Asked, message: Message, work: Callable[[], Reply]) -> Message:
+    """Do the work behind a message and let its outcome through the door.
+
+    Whatever is raised inside may hold a patient's values in its text, and Flower would send that text to the
+    coordinator; so here, and only here, every exception is caught.
+    """
+    try:
+        return release(door, asked, work(), message)
+    except Refusal as refusal:
+        return refuse(door, asked, refusal.code, message)
+    except UserError:
+        keep_traceback(door)
+        return refuse(door, asked, policy.SITE_CONFIGURATION, message)
+    except Exception:
+        keep_traceback(door)
+        return refuse(door, asked, policy.INTERNAL, message)

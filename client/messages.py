@@ -1,0 +1,120 @@
+"""Reading the coordinator's messages: every field is checked for its type before it is used.
+
+Raises `Refusal` with BAD_REQUEST or BAD_MODEL where a message is not what this site answers.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import ConfigRecord, Message
+
+from client.egress import Asked
+from client.policy import BAD_MODEL, BAD_REQUEST, NOT_CONFIGURED, RUN_NAME, Refusal, check_run_name, check_study
+from client.site import Site
+from common.errors import UserError
+from common.models.transfer import BadFolder, unpack_folder
+from common.study import Study, parse_study
+from common.update.tensors import BadUpdate, State, from_record
+
+HASH = re.compile(r"^[0-9a-f]{64}$")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a train or evaluate message asks for."""
+
+    run: str
+    round: int
+    first_step: int
+    steps: int
+
+
+def config(message: Message, record: str) -> ConfigRecord:
+    records = message.content.config_records
+    if record not in records:
+        raise Refusal(BAD_REQUEST)
+    return records[record]
+
+
+def text(record: ConfigRecord, key: str) -> str:
+    value = record.get(key)
+    if not isinstance(value, str):
+        raise Refusal(BAD_REQUEST)
+    return value
+
+
+def count(record: ConfigRecord, key: str) -> int:
+    value = record.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise Refusal(BAD_REQUEST)
+    return value
+
+
+def asked_in(message: Message, record: str) -> Asked:
+    """For the audit log, which a malformed message reaches too: what is not as expected is left out."""
+    fields = message.content.config_records.get(record, ConfigRecord())
+    study, run, number = fields.get("hash", ""), fields.get("run", ""), fields.get("round", 0)
+    return Asked(
+        study if isinstance(study, str) and HASH.fullmatch(study) else "",
+        run if isinstance(run, str) and RUN_NAME.fullmatch(run) else "",
+        number if isinstance(number, int) else 0,
+    )
+
+
+def approved_study(site: Site, message: Message) -> Study:
+    """The study in a configure message, if this site permits it."""
+    record = config(message, "study")
+    try:
+        study = parse_study(json.loads(text(record, "json")), "the message")
+    except (json.JSONDecodeError, UserError):
+        raise Refusal(BAD_REQUEST) from None
+    check_study(site.settings.policy, study, text(record, "hash"))
+    return study
+
+
+def known_study(site: Site, message: Message) -> Study:
+    """The study that a train or evaluate message names: configured before, and still permitted."""
+    digest = text(config(message, "round"), "hash")
+    if not HASH.fullmatch(digest):
+        raise Refusal(BAD_REQUEST)
+    about = site.state / "studies" / digest / "study.json"
+    if not about.exists():
+        raise Refusal(NOT_CONFIGURED)
+    study = parse_study(json.loads(about.read_text())["study"], str(about))
+    check_study(site.settings.policy, study, digest)
+    return study
+
+
+def model_folder(site: Site, message: Message) -> Path | None:
+    """The model folder in a configure message, kept at the site under its hash; None where none was sent."""
+    if "model" not in message.content.array_records:
+        return None
+    digest = text(config(message, "study"), "model_sha256")
+    if not HASH.fullmatch(digest):
+        raise Refusal(BAD_REQUEST)
+    try:
+        return unpack_folder(message.content.array_records["model"], site.state / "models" / digest, digest)
+    except BadFolder:
+        raise Refusal(BAD_MODEL) from None
+
+
+def model_in(message: Message) -> State:
+    records = message.content.array_records
+    if "model" not in records:
+        raise Refusal(BAD_REQUEST)
+    try:
+        return from_record(records["model"], "the coordinator")
+    except BadUpdate:
+        raise Refusal(BAD_MODEL) from None
+
+
+def task_in(message: Message) -> Task:
+    record = config(message, "round")
+    return Task(
+        run=check_run_name(text(record, "run")),
+        round=count(record, "round"),
+        first_step=count(record, "first_step"),
+        steps=count(record, "steps"),
+    )

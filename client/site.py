@@ -1,0 +1,76 @@
+"""One hospital as the apps see it: its registry's declaration, its own settings and its folder.
+
+The site's TOML file is the registry declaration that `common` reads, plus one table `[client]` with what
+only the hospital's side needs. Where the file and the folder are comes from the node's own configuration
+(`--node-config` of the SuperNode, set by the hospital), never from a message.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Context
+from pydantic import ValidationError
+
+from client.egress import Door
+from client.policy import Policy
+from common.errors import UserError
+from common.registry.config import RegistryConfig, read_registry_config, read_values
+from common.study import Strict, explain
+
+
+class Settings(Strict):
+    """The `[client]` table."""
+
+    models: dict[str, str] = {}
+    """`model.base` of a study -> folder on this machine; the name itself is used where none is given."""
+    policy: Policy = Policy()
+
+
+@dataclass(frozen=True)
+class Site:
+    registry: RegistryConfig
+    settings: Settings
+    state: Path
+    """The site's own folder: model cache, questions, optimiser states, updates, logs."""
+
+    @property
+    def name(self) -> str:
+        return self.registry.site
+
+    @property
+    def door(self) -> Door:
+        return Door(self.name, self.settings.policy, self.state)
+
+
+def read_site(path: Path, state: Path) -> Site:
+    """Read a site's file.
+
+    Raises:
+        UserError: wrong key, type, value or combination.
+    """
+    values = read_values(path)
+    try:
+        settings = Settings.model_validate(values.pop("client", {}))
+    except ValidationError as error:
+        raise explain(error, f"{path} [client]") from None
+    return Site(read_registry_config(path, values), settings, state)
+
+
+def site_of(context: Context) -> Site:
+    """The site that this node is.
+
+    `node_config` keys: `site-config` (path of the site's file), `state-dir` (its folder), and `approve-all`
+    (true only where a simulation plays the hospital).
+
+    Raises:
+        UserError: a key is missing, or the site's file is wrong.
+    """
+    node = context.node_config
+    for key in ("site-config", "state-dir"):
+        if key not in node:
+            raise UserError(f"The node has no {key!r}.", f"Start it with --node-config '{key}=\"...\"'.")
+    site = read_site(Path(str(node["site-config"])), Path(str(node["state-dir"])))
+    if node.get("approve-all") is True:
+        permissive = site.settings.policy.model_copy(update={"approve_all": True})
+        site = Site(site.registry, site.settings.model_copy(update={"policy": permissive}), site.state)
+    return site

@@ -1,0 +1,179 @@
+"""A site's own work in a study: its questions, its local steps, its validation answers.
+
+Everything lasting is under the site's folder, since a new process may answer each message:
+
+    models/SHA256/                     model folders that the coordinator sent
+    studies/HASH/study.json            the study and where its model is
+    studies/HASH/{train,validation}.parquet
+    studies/HASH/runs/RUN/             optimiser state and the last update
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import polars as pl
+from common.evaluation.answering import answer
+from safetensors.torch import load_file, save_file
+
+from client.egress import Configured, Evaluated, Trained
+from client.messages import Task
+from client.policy import BAD_MODEL, NOT_CONFIGURED, Refusal
+from client.site import Site
+from common.errors import UserError
+from common.evaluation.scoring import chosen
+from common.grpo.local import LocalTrainer
+from common.models.policy import Policy, load_policy, load_trainable, trainable_state
+from common.questions.site_questions import site_questions
+from common.registry.registry import load_registry
+from common.study import Study
+from common.update.chain import chain, encode
+from common.update.tensors import BadUpdate, State, check_finite, check_like, sha256
+
+
+def write(path: Path, fill: Callable[[Path], object]) -> None:
+    """Let `fill` write a file beside `path`, then give it its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    fill(part)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """A loaded policy and the trainers that work on it, by their questions."""
+
+    policy: Policy
+    trainers: dict[Path, LocalTrainer]
+
+
+@lru_cache(maxsize=1)
+def workbench(study: Study, model: str) -> Workbench:
+    """That of the last study, kept for the next message to this process."""
+    return Workbench(load_policy(study, model), {})
+
+
+@dataclass(frozen=True)
+class SiteStudy:
+    """One study at one site."""
+
+    site: Site
+    study: Study
+
+    @property
+    def folder(self) -> Path:
+        return self.site.state / "studies" / self.study.hash
+
+    def configure(self, model: Path | None) -> Configured:
+        """Build the questions once and note where the model is; doing it again changes nothing.
+
+        Args:
+            model: the folder that the coordinator sent; None where the site has its own.
+
+        Raises:
+            UserError: the site's data are at fault, or it is not a training site of the study.
+        """
+        if self.site.name not in self.study.sites.train:
+            raise UserError(f"Site {self.site.name!r} is no training site of the study.", "Correct sites.train.")
+        base = self.study.model.base
+        place = str(model) if model is not None else self.site.settings.models.get(base, base)
+        about = self.folder / "study.json"
+        if not about.exists():
+            questions = site_questions(load_registry(self.site.registry), self.study)
+            write(self.folder / "train.parquet", questions.train.write_parquet)
+            write(self.folder / "validation.parquet", questions.validation.write_parquet)
+            entry = {"study": self.study.canonical(), "patients": questions.train["patient"].n_unique(), "model": place}
+            write(about, lambda part: part.write_text(json.dumps(entry)))
+        entry = json.loads(about.read_text())
+        return Configured(patients=entry["patients"], questions=self.questions("train").height)
+
+    def questions(self, name: str) -> pl.DataFrame:
+        return pl.read_parquet(self.folder / f"{name}.parquet")
+
+    def about(self) -> dict[str, Any]:
+        """What `configure` noted.
+
+        Raises:
+            Refusal: NOT_CONFIGURED.
+        """
+        about = self.folder / "study.json"
+        if not about.exists():
+            raise Refusal(NOT_CONFIGURED)
+        return dict(json.loads(about.read_text()))
+
+    def workbench(self) -> Workbench:
+        return workbench(self.study, str(self.about()["model"]))
+
+    def trainer(self) -> LocalTrainer:
+        bench, questions = self.workbench(), self.folder / "train.parquet"
+        if questions not in bench.trainers:
+            trainer = LocalTrainer(bench.policy, self.study, pl.read_parquet(questions), self.site.name)
+            bench.trainers[questions] = trainer
+        return bench.trainers[questions]
+
+    def policy(self, model: State) -> Policy:
+        """The policy with the round's model in place.
+
+        Raises:
+            Refusal: NOT_CONFIGURED, or BAD_MODEL where tensors are missing, mis-shaped or not finite.
+        """
+        policy = self.workbench().policy
+        try:
+            check_like(model, trainable_state(policy), "the coordinator")
+            check_finite(model, "the coordinator")
+        except BadUpdate:
+            raise Refusal(BAD_MODEL) from None
+        load_trainable(policy, model)
+        return policy
+
+    def train(self, task: Task, model: State) -> Trained:
+        """The local steps of a round, and the update they make.
+
+        The update stays on the disk until the next round's: asked again for the same round from the same
+        model, the site sends the same bytes and takes no further step.
+        """
+        kept = self.folder / "runs" / task.run / "update"
+        asked = {"round": task.round, "first_step": task.first_step, "steps": task.steps, "model": sha256(model)}
+        if (kept / "manifest.json").exists():
+            manifest = json.loads((kept / "manifest.json").read_text())
+            if manifest["asked"] == asked:
+                return Trained(update=load_file(kept / "update.safetensors"), model=model, **manifest["figures"])
+            (kept / "manifest.json").unlink()
+        about = self.about()
+        policy = self.policy(model)
+        result = self.trainer().run(task.first_step, task.steps, kept.parent / "state")
+        update = encode(chain(self.study.update), model, trainable_state(policy))
+        figures: dict[str, Any] = {
+            "round": task.round,
+            "patients": about["patients"],
+            "questions": self.questions("train").height,
+            "reward": sum(result.rewards) / len(result.rewards),
+            "informative": sum(result.informative) / len(result.informative),
+            "generating_s": result.seconds["generating"],
+            "learning_s": result.seconds["learning"],
+        }
+        write(kept / "update.safetensors", lambda part: save_file(update, part))
+        write(kept / "manifest.json", lambda part: part.write_text(json.dumps({"asked": asked, "figures": figures})))
+        return Trained(update=update, model=model, **figures)
+
+    def evaluate(self, task: Task, model: State) -> Evaluated:
+        """Counts over the validation questions, answered by the round's model."""
+        policy = self.policy(model)
+        start = perf_counter()
+        answered = answer(policy, self.questions("validation"), self.study.evaluation)
+        right = answered.select((chosen("boxed_or_likely") == pl.col("answer")).fill_null(False).sum()).item()
+        return Evaluated(
+            round=task.round,
+            patients=answered["patient"].n_unique(),
+            questions=answered.height,
+            right=int(right),
+            boxed=int(answered["boxed"].is_not_null().sum()),
+            seconds=perf_counter() - start,
+        )

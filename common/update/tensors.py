@@ -1,0 +1,120 @@
+"""Named tensors on the wire: raw little-endian bytes, so that bf16 travels as it is.
+
+A state is a flat dict from tensor name to CPU tensor. Flower's numpy path cannot carry bf16, so an
+`Array` here holds the tensor's own bytes under the storage type `raw`.
+"""
+
+import hashlib
+import math
+
+import torch
+from flwr.app import Array, ArrayRecord
+
+from common.errors import UserError
+
+State = dict[str, torch.Tensor]
+
+RAW = "raw"
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "int32": torch.int32,
+    "int16": torch.int16,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class BadUpdate(UserError):
+    """What a site sent is not a model of the declared names, shapes, types and finite values."""
+
+    def __init__(self, source: str, fault: str) -> None:
+        super().__init__(f"{source}: {fault}.", "The update was refused; see the site's own log for the cause.")
+        self.source = source
+        self.fault = fault
+
+
+def to_bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def from_bytes(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    if not data:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
+
+
+def to_record(state: State) -> ArrayRecord:
+    """Pack a state, names in sorted order."""
+    return ArrayRecord(
+        {
+            name: Array(NAMES[tensor.dtype], tuple(tensor.shape), RAW, to_bytes(tensor))
+            for name, tensor in sorted(state.items())
+        }
+    )
+
+
+def from_record(record: ArrayRecord, source: str) -> State:
+    """Unpack what `to_record` packed.
+
+    Raises:
+        BadUpdate: an array of another storage type, of an unknown type, or whose bytes do not fill its shape.
+    """
+    state: State = {}
+    for name, array in record.items():
+        if array.stype != RAW or array.dtype not in DTYPES:
+            raise BadUpdate(source, f"tensor {name!r} has the type {array.dtype!r} in {array.stype!r} storage")
+        dtype = DTYPES[array.dtype]
+        shape = tuple(array.shape)
+        if min(shape, default=0) < 0 or len(array.data) != math.prod(shape) * dtype.itemsize:
+            raise BadUpdate(source, f"tensor {name!r} has {len(array.data)} bytes for the shape {list(shape)}")
+        state[name] = from_bytes(array.data, dtype, shape)
+    return state
+
+
+def sha256(state: State) -> str:
+    """Digest over names, types, shapes and bytes, in sorted order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name}\0{NAMES[tensor.dtype]}\0{list(tensor.shape)}\0".encode())
+        digest.update(to_bytes(tensor))
+    return digest.hexdigest()
+
+
+def byte_count(state: State) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+
+
+def check_like(state: State, reference: State, source: str, dtypes: dict[str, torch.dtype] | None = None) -> None:
+    """Refuse missing, extra, mis-shaped and mis-typed tensors.
+
+    Args:
+        dtypes: Type expected of each tensor; those of `reference` unless given.
+
+    Raises:
+        BadUpdate: names the source and the first such tensor.
+    """
+    missing = sorted(reference.keys() - state.keys())
+    if missing:
+        raise BadUpdate(source, f"tensor {missing[0]!r} is missing")
+    if len(state) > len(reference):
+        raise BadUpdate(source, f"it has {len(state) - len(reference)} tensors that the model has not")
+    for name, model in sorted(reference.items()):
+        tensor = state[name]
+        if tensor.shape != model.shape:
+            raise BadUpdate(
+                source, f"tensor {name!r} has the shape {list(tensor.shape)}, the model's is {list(model.shape)}"
+            )
+        dtype = model.dtype if dtypes is None else dtypes[name]
+        if tensor.dtype != dtype:
+            raise BadUpdate(source, f"tensor {name!r} is {NAMES[tensor.dtype]}, expected {NAMES[dtype]}")
+
+
+def check_finite(state: State, source: str) -> None:
+    """Refuse NaN and infinite values.
+
+    Raises:
+        BadUpdate: names the source and the first such tensor.
+    """
+    for name, tensor in sorted(state.items()):
+        if not bool(torch.isfinite(tensor).all()):
+            raise BadUpdate(source, f"tensor {name!r} has values that are not finite")

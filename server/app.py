@@ -1,0 +1,33 @@
+"""The coordinator's Flower ServerApp: one study, all its rounds.
+
+`run_config` keys (set by whoever starts the run, see `wardround run` and `server/simulation.py`):
+
+| key | meaning |
+|---|---|
+| `study` | path of the resolved study file |
+| `run` | name of the run; sites keep their state under it |
+| `model` | folder of the base model |
+| `arm-dir` | folder of the checkpoints |
+| `events` | path of the event log |
+"""
+
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from common.study import read_study
+from server.round_store import RoundStore
+from server.rounds import run_rounds
+from server.run_folder import EventLog
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    config = context.run_config
+    study = read_study(Path(str(config["study"])))
+    log = EventLog(Path(str(config["events"])), arm="federated", seed=study.seed)
+    store = RoundStore(Path(str(config["arm-dir"])))
+    run_rounds(grid, study, str(config["run"]), Path(str(config["model"])), store, log)

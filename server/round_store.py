@@ -1,0 +1,85 @@
+"""An arm's finished rounds, and what arrived for the round under way.
+
+A round is finished when its `round-0007.json` has its name; it is written last.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from common.errors import UserError
+from common.update.tensors import State, sha256
+from server.run_folder import read_json, write_atomic, write_json
+
+
+def write_state(path: Path, state: State) -> None:
+    write_atomic(path, lambda part: save_file({n: t.contiguous() for n, t in state.items()}, part))
+
+
+def read_state(path: Path) -> State:
+    return load_file(path)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A finished round: `round` 0 is the start. `step` is the optimiser steps a site has taken by then."""
+
+    round: int
+    step: int
+    model: State
+    outer: State
+    notes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RoundStore:
+    """Checkpoints of one arm, and what arrived for the round under way."""
+
+    folder: Path
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Make a round durable; the JSON file, written last, is what makes it count."""
+        tag = f"round-{checkpoint.round:04d}"
+        write_state(self.folder / f"{tag}.safetensors", checkpoint.model)
+        write_state(self.folder / f"{tag}.outer.safetensors", checkpoint.outer)
+        entry = {
+            "round": checkpoint.round,
+            "step": checkpoint.step,
+            "model_sha256": sha256(checkpoint.model),
+            "notes": checkpoint.notes,
+        }
+        write_json(self.folder / f"{tag}.json", entry)
+
+    def finished(self) -> list[int]:
+        return sorted(int(p.stem.removeprefix("round-")) for p in self.folder.glob("round-[0-9]*.json"))
+
+    def load(self, number: int) -> Checkpoint:
+        """Read a finished round.
+
+        Raises:
+            UserError: the model's bytes are not those that were written.
+        """
+        tag = f"round-{number:04d}"
+        entry = read_json(self.folder / f"{tag}.json")
+        model = read_state(self.folder / f"{tag}.safetensors")
+        if sha256(model) != entry["model_sha256"]:
+            raise UserError(
+                f"{self.folder / tag}.safetensors: the bytes are not those that were written.",
+                f"Delete the files of this round ({tag}.*) to go on from the one before.",
+            )
+        outer = read_state(self.folder / f"{tag}.outer.safetensors")
+        return Checkpoint(entry["round"], entry["step"], model, outer, entry["notes"])
+
+    def latest(self) -> Checkpoint | None:
+        finished = self.finished()
+        return self.load(finished[-1]) if finished else None
+
+    def received(self, number: int, site: str) -> Path:
+        """Where a site's decoded model waits until its round is folded."""
+        return self.folder / f"received-{number:04d}" / f"{site}.safetensors"
+
+    def drop_received(self, number: int) -> None:
+        shutil.rmtree(self.folder / f"received-{number:04d}", ignore_errors=True)

@@ -1,0 +1,192 @@
+"""Every durable thing of a run, and how a run that was killed finds its place again.
+
+    RUN/
+      study.toml              the resolved study
+      run.json                versions, seeds, arms
+      events.jsonl            what happened, one JSON object a line
+      seed-1/                 one folder a seed
+        questions/            held_out.parquet, unseen_sites.parquet
+        federated/            a RoundStore and the answered frames
+        local/SITE/, centralized/, base/, ...
+      result.json, examples.json, report.html
+
+A file is written beside its place, flushed to the disk and renamed, so what has its final name is whole. A
+round is finished when its `round-0007.json` has its name; whatever else lies there is written again.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.study import Study, read_study
+
+FREE_BYTES = 512 * 1024 * 1024
+PACKAGES = ("flwr", "torch", "transformers", "trl", "peft", "polars", "scikit-learn", "numpy")
+
+
+def sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path`, then give it its name; the folder is made if needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    write(part)
+    sync(part)
+    os.replace(part, path)
+    sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+class EventLog:
+    """Append-only JSON lines; several processes may write, a line is one write.
+
+    A line cut short by a kill is ended by the next writer and skipped by readers.
+    """
+
+    def __init__(self, path: Path, **always: Any) -> None:
+        """`always`: fields that every event of this writer carries (arm, seed)."""
+        self.path = path
+        self.always = always
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            if file.tell() > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+
+    def write(self, event: str, **fields: Any) -> None:
+        entry = {"time": time.time(), "event": event, **self.always, **fields}
+        line = json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
+        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, line.encode())
+        finally:
+            os.close(handle)
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """The events in order; a line that a kill cut short is skipped."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
+
+
+def check_writable(folder: Path, need: int = FREE_BYTES) -> None:
+    """Refuse a folder that cannot hold a run, before any work is done.
+
+    Raises:
+        UserError: not writable, or less than `need` bytes free.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_bytes(b"\0" * 4096)
+        sync(probe)
+        probe.unlink()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise UserError(
+            f"{folder}: a run cannot be written here ({error.strerror}).", "Give --runs a folder you may write to."
+        ) from None
+    if free < need:
+        raise UserError(
+            f"{folder}: {free // 2**20} MiB are free, a run needs {need // 2**20} MiB.",
+            "Free some space or give --runs a folder on another disk.",
+        )
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    def log(self, **always: Any) -> EventLog:
+        return EventLog(self.events, **always)
+
+    def study(self) -> Study:
+        return read_study(self.path / "study.toml")
+
+    def about(self) -> dict[str, Any]:
+        return read_json(self.path / "run.json")
+
+    def seed(self, seed: int) -> Path:
+        return self.path / f"seed-{seed}"
+
+    def arm(self, seed: int, arm: str, site: str = "") -> Path:
+        folder = self.seed(seed) / arm
+        return folder / site if site else folder
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES} | {"wardround": version("wardround")}
+
+
+def create_run(runs: Path, study: Study, seeds: list[int], arms: list[str], started: float) -> RunFolder:
+    """Make `runs/<study>-<time>/` with its study and particulars.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    check_writable(runs)
+    stem = f"{study.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(started))}"
+    path, n = runs / stem, 1
+    while True:
+        try:
+            path.mkdir()
+            break
+        except FileExistsError:
+            n += 1
+            path = runs / f"{stem}-{n}"
+    folder = RunFolder(path.resolve())
+    write_atomic(folder.path / "study.toml", lambda part: part.write_text(study.to_toml(), encoding="utf-8"))
+    about = {
+        "study": study.name,
+        "study_hash": study.hash,
+        "seeds": seeds,
+        "arms": arms,
+        "started": started,
+        "versions": versions(),
+    }
+    write_json(folder.path / "run.json", about)
+    return folder
+
+
+def open_run(path: Path) -> RunFolder:
+    """Find a run to resume or to report on.
+
+    Raises:
+        UserError: this is no run folder, or it cannot be written.
+    """
+    if not (path / "run.json").is_file() or not (path / "study.toml").is_file():
+        raise UserError(f"{path}: this is not a run folder.", "Give a folder that `wardround simulate` made.")
+    check_writable(path)
+    return RunFolder(path.resolve())
