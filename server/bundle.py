@@ -14,8 +14,8 @@ import common
 import server
 from common.errors import UserError
 
-RUN_CONFIG = {"study": "", "run": "", "seed": 0}
-"""What `wardround run` sets: the study as JSON, the run's folder, the seed. Flower refuses other keys."""
+RUN_CONFIG = {"study": "", "run": "", "model": "", "arm-dir": "", "events": ""}
+"""What `server/app.py` reads, all set by `wardround run`. Flower refuses other keys."""
 
 
 def packages() -> dict[str, Path]:

@@ -1,0 +1,173 @@
+"""`wardround certs | sites | serve | run`: a coordinator and real sites. Mounted by `server/cli.py`."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from common.address import Address
+from common.errors import UserError
+from common.study import Study, read_study
+from server.coordinator import Coordinator, add_site, prepare, register_sites, site_states
+
+app = typer.Typer(pretty_exceptions_enable=False)
+certs_app = typer.Typer(help="Certificates for a test consortium.", no_args_is_help=True)
+sites_app = typer.Typer(help="The sites that a coordinator knows.", no_args_is_help=True)
+app.add_typer(certs_app, name="certs")
+app.add_typer(sites_app, name="sites")
+console = Console(highlight=False)
+
+Folder = Annotated[Path, typer.Argument(help="The coordinator's folder.")]
+
+
+def coordinator_in(folder: Path) -> Coordinator:
+    return Coordinator(folder.resolve())
+
+
+@certs_app.command("make")
+def certs_make(
+    folder: Folder,
+    host: Annotated[list[str], typer.Option("--host", help="Name or IP address that sites use; repeat for more.")],
+    days: Annotated[int, typer.Option("--days", min=1, help="Validity.")] = 365,
+) -> None:
+    """Make a CA and a server certificate. A real consortium puts its own PKI's files in the same places."""
+    from server.certs import make_certificates
+
+    files = make_certificates(coordinator_in(folder).folder / "certs", host, days)
+    console.print(f"for the sites:      {files.ca}", soft_wrap=True)
+    console.print(f"for `serve`:        {files.server}, {files.server_key}", soft_wrap=True)
+    console.print(f"keep offline:       {files.ca_key}", soft_wrap=True)
+
+
+@sites_app.command("add")
+def sites_add(
+    folder: Folder,
+    name: Annotated[str, typer.Argument(help="The site's name, as in sites.train.")],
+    public_key: Annotated[Path, typer.Argument(help="The site.pub that the site sent.")],
+) -> None:
+    """Take a site's public key. A running `serve` registers it within a few seconds."""
+    place = add_site(coordinator_in(folder), name, public_key)
+    console.print(f"{name}: {place}", soft_wrap=True)
+
+
+@sites_app.command("list")
+def sites_list(folder: Folder) -> None:
+    """Which sites are registered, online or offline."""
+    table = Table("site", "state")
+    for site, state in site_states(coordinator_in(folder)).items():
+        table.add_row(site, state)
+    console.print(table)
+
+
+@app.command()
+def serve(
+    folder: Folder,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; see docs/operators.md before 0.0.0.0.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+) -> None:
+    """Run a coordinator until stopped: TLS, registered sites only, a database that survives a restart."""
+    from common.processes import end_on_termination
+    from server.serve import Serving
+
+    coordinator, address = coordinator_in(folder), Address(host, port)
+    prepare(coordinator, address)
+    end_on_termination()
+    console.print(f"Starting a coordinator on {address}; logs in {coordinator.logs}", soft_wrap=True)
+    try:
+        with Serving(coordinator, address) as serving:
+            known = register_sites(coordinator)
+            console.print(f"Ready. Sites: {', '.join(sorted(known))}", soft_wrap=True)
+            while True:
+                time.sleep(2.0)
+                for name in serving.watch():
+                    console.print(f"the {name} ended and was started again")
+                known = register_new(coordinator, known)
+    except KeyboardInterrupt:
+        console.print("stopped")
+
+
+def register_new(coordinator: Coordinator, known: dict[str, str]) -> dict[str, str]:
+    from server.coordinator import site_keys
+
+    if set(site_keys(coordinator)) <= set(known):
+        return known
+    now = register_sites(coordinator)
+    console.print(f"Registered: {', '.join(sorted(set(now) - set(known)))}", soft_wrap=True)
+    return now
+
+
+def base_model(study: Study, model: Path | None) -> Path | str:
+    """What `model.base` is on this machine.
+
+    Raises:
+        UserError: the study uses the built-in model and no folder is given.
+    """
+    from common.models.policy import BUILT_IN
+
+    if model is not None:
+        return model.resolve()
+    if study.model.base == BUILT_IN:
+        raise UserError("The study uses the built-in model.", "Give its folder with --model.")
+    return study.model.base
+
+
+def tell(event: dict[str, Any]) -> None:
+    """One event as one line."""
+    match event:
+        case {"event": "round_finished", "round": number, "rounds": rounds, "accuracy": accuracy}:
+            shown = "" if accuracy is None else f", validation accuracy {accuracy:.3f}"
+            console.print(f"round {number} of {rounds} finished{shown}")
+        case {"event": kind, "site": site, "fault": fault}:
+            console.print(f"{site}: {kind.replace('_', ' ')}: {fault}", style="yellow", markup=False)
+        case {"event": "site_silent" | "site_unreachable" as kind, "site": site}:
+            console.print(f"{site}: {kind.replace('_', ' ')}", style="yellow")
+        case {"event": "site_configured", "site": site, "patients": patients, "questions": questions}:
+            console.print(f"{site}: {patients} patients, {questions} questions")
+
+
+@app.command()
+def run(
+    study_file: Annotated[Path | None, typer.Argument(metavar="STUDY", help="The study's TOML file.")] = None,
+    folder: Annotated[Path, typer.Option("--coordinator", help="The coordinator's folder.")] = Path("coordinator"),
+    runs: Annotated[Path, typer.Option("--runs", help="Where the run folder is made.")] = Path("runs"),
+    model: Annotated[Path | None, typer.Option("--model", help="Folder of the base model on this machine.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with this run folder.")] = None,
+) -> None:
+    """Run a study on the coordinator that `wardround serve` started on this machine, and wait for its end."""
+    from server.deployed import follow, submit
+    from server.run_folder import create_run, open_run
+
+    coordinator = coordinator_in(folder)
+    if (study_file is None) == (resume is None):
+        raise UserError(
+            "Give a study, or a run to go on with.", "`wardround run STUDY` or `wardround run --resume RUN`."
+        )
+    if resume is not None:
+        place = open_run(resume)
+        study = place.study()
+    else:
+        assert study_file is not None
+        study = read_study(study_file)
+        states = site_states(coordinator)
+        absent = [site for site in study.sites.train if states.get(site) != "online"]
+        if absent:
+            raise UserError(
+                f"Site {absent[0]!r} is {states.get(absent[0], 'not known')}, not online.",
+                "A study runs with all its named sites or not at all: `wardround sites list` shows them.",
+            )
+        place = create_run(runs, study, [study.seed], ["federated"], time.time())
+    base = base_model(study, model)
+    console.print(f"Study {study.name}, SHA-256 {study.hash}", soft_wrap=True)
+    console.print(f"{study.rounds.rounds} rounds with {', '.join(study.sites.train)}", soft_wrap=True)
+    submitted = submit(coordinator, place, base)
+    try:
+        follow(submitted, tell)
+    except KeyboardInterrupt:
+        submitted.stop()
+        raise UserError("Stopped.", f"Go on with `wardround run --resume {place.path}`.") from None
+    console.print(f"Run folder: {place.path}", soft_wrap=True)
