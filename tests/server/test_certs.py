@@ -1,0 +1,81 @@
+"""Certificates and the way a site checks a coordinator, over real TLS on loopback."""
+
+import ssl
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from socket import create_server
+
+import pytest
+from cryptography import x509
+
+from common.address import Address, answers, free_port, parse_address
+from common.errors import UserError
+from server.certs import Certificates, make_certificates
+
+
+@contextmanager
+def server(files: Certificates) -> Iterator[Address]:
+    """A TLS server on loopback that shakes hands and hangs up."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.server, files.server_key)
+    with create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                try:
+                    context.wrap_socket(connection, server_side=True).close()
+                except (ssl.SSLError, OSError):
+                    connection.close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield Address("127.0.0.1", listening.getsockname()[1])
+        listening.shutdown(2)
+    thread.join(5)
+
+
+def test_our_ca_is_enough_and_another_is_refused(tmp_path: Path) -> None:
+    ours, theirs = make_certificates(tmp_path / "ours", []), make_certificates(tmp_path / "theirs", [])
+    with server(ours) as address:
+        assert answers(address, ours.ca)
+        with pytest.raises(UserError, match="certificate is refused"):
+            answers(address, theirs.ca)
+
+
+def test_nobody_there_is_no_error(tmp_path: Path) -> None:
+    files = make_certificates(tmp_path, [])
+    assert not answers(Address("127.0.0.1", free_port()), files.ca)
+
+
+def test_hosts_are_in_the_certificate(tmp_path: Path) -> None:
+    files = make_certificates(tmp_path, ["coordinator.example.org", "10.1.2.3"])
+    certificate = x509.load_pem_x509_certificate(files.server.read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["coordinator.example.org", "localhost"]
+    assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["10.1.2.3", "127.0.0.1", "::1"]
+
+
+def test_keys_are_private_and_never_overwritten(tmp_path: Path) -> None:
+    files = make_certificates(tmp_path, [])
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (files.ca_key, files.server_key)} == {0o600}
+    with pytest.raises(UserError, match="there is a key already"):
+        make_certificates(tmp_path, [])
+
+
+@pytest.mark.parametrize("text", ["coordinator", ":8000", "host:", "host:port", "host:70000", "host:0"])
+def test_other_forms_are_no_address(text: str) -> None:
+    with pytest.raises(UserError, match="is not an address"):
+        parse_address(text)
+
+
+def test_addresses_are_read_and_written() -> None:
+    assert parse_address("a.example:8000") == Address("a.example", 8000)
+    assert str(parse_address("[::1]:8000")) == "[::1]:8000"
+    assert Address("0.0.0.0", 9).from_here == Address("127.0.0.1", 9)
