@@ -87,6 +87,8 @@ class RegistryConfig(Strict):
             raise ValueError(f"column {both[0]!r} is both a feature and in `never`; decide which")
         if self.patient in columns:
             raise ValueError(f"the patient column {self.patient!r} is declared as a feature; remove it there")
+        if "patient" in columns:
+            raise ValueError("a feature's column may not be called 'patient'; rename it in the table")
         labels = [(f.section, f.name) for f in self.features]
         same = sorted({x for x in labels if labels.count(x) > 1})
         if same:
@@ -143,7 +145,8 @@ def read_registry_config(path: Path, values: dict[str, Any] | None = None) -> Re
     Raises:
         UserError: wrong key, type, value or combination, or an unset environment variable.
     """
-    values = read_values(path) if values is None else values
+    # The `[client]` table is the hospital's own (client/site.py); a simulation reads the same file without it.
+    values = {key: value for key, value in (values or read_values(path)).items() if key != "client"}
     try:
         config = RegistryConfig.model_validate(values)
     except ValidationError as error:

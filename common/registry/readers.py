@@ -45,33 +45,39 @@ def read_csv(path: Path, table: Table, start: bytes) -> pl.LazyFrame:
             f"{path}: this is a binary file or UTF-16, not UTF-8 text.",
             "Export the table as CSV in UTF-8, or correct table.source.",
         )
-    check_header(path, csv_header(path, table.delimiter), table.delimiter)
+    check_lines(path, table.delimiter)
     lazy = pl.scan_csv(path, separator=table.delimiter, infer_schema=False)
-    try:
-        return lazy.with_row_index(ROW, offset=1).with_columns(pl.col(ROW).cast(pl.String)).collect().lazy()
-    except pl.exceptions.ComputeError as error:
-        # Polars quotes the offending cell; only the kind of fault may be passed on.
-        if "utf-8" in str(error):
-            raise not_utf8(path) from None
-        if "more fields" in str(error):
-            raise UserError(
-                f"{path}: a row has more fields than the header has columns.",
-                f"Put values that contain {table.delimiter!r} in double quotes, or correct table.delimiter.",
-            ) from None
-        raise UserError(
-            f"{path}: not parseable as CSV (a quote that is opened and not closed is the usual cause).",
-            "Export the table again with values quoted.",
-        ) from None
+    blank = pl.all_horizontal(pl.all().exclude(ROW).is_null())
+    return lazy.with_row_index(ROW, offset=1).filter(~blank).with_columns(pl.col(ROW).cast(pl.String))
 
 
-def csv_header(path: Path, delimiter: str) -> list[str]:
+def check_lines(path: Path, delimiter: str) -> None:
+    """Every row must have as many fields as the header: polars would fill a short one, such as the last row of
+    an interrupted copy, with nulls. One pass, nothing is kept; messages name lines, never what stands there.
+
+    Raises:
+        UserError: not UTF-8, a faulty header, a quote left open, a row that is too long or too short.
+    """
+    lines = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return next(csv.reader(file, delimiter=delimiter), [])
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            header = next(reader, [])
+            check_header(path, header, delimiter)
+            for row in reader:
+                lines = reader.line_num
+                if row and len(row) != len(header):
+                    raise UserError(
+                        f"{path}: line {lines} has {len(row)} fields, the header has {len(header)}.",
+                        f"Export the table again, with values that contain {delimiter!r} in double quotes.",
+                    )
     except UnicodeDecodeError:
         raise not_utf8(path) from None
     except csv.Error:
-        raise UserError(f"{path}: the header line is not parseable as CSV.", "Export the table again.") from None
+        raise UserError(
+            f"{path}: not parseable as CSV after line {lines}; a quote that is not closed is the usual cause.",
+            "Export the table again, with double quotes inside values doubled.",
+        ) from None
 
 
 def not_utf8(path: Path) -> UserError:

@@ -100,7 +100,11 @@ def clean(lazy: pl.LazyFrame, config: RegistryConfig, source: str) -> pl.DataFra
         rows = rows.filter(~pl.col(column).is_in(list(values)).fill_null(False))
     patient = without(config.patient, config.table.missing).alias(PATIENT)
     kept = [without(f.column, config.table.missing + f.missing) for f in config.features]
-    frame = rows.select(patient, *kept).collect()
+    try:
+        frame = rows.select(patient, *kept).collect()
+    except pl.exceptions.ComputeError:
+        # Polars quotes the offending cell in its message, which therefore goes no further.
+        raise UserError(f"{source}: not parseable.", "Export the table again.") from None
     if frame.is_empty():
         filtered = config.table.where or config.table.where_not
         raise UserError(
@@ -111,8 +115,8 @@ def clean(lazy: pl.LazyFrame, config: RegistryConfig, source: str) -> pl.DataFra
 
 
 def without(column: str, missing: tuple[str, ...]) -> pl.Expr:
-    """The column with the marks for missing values turned into nulls."""
-    return pl.when(~pl.col(column).is_in(list(missing))).then(pl.col(column)).alias(column)
+    """The column with the marks for missing values turned into nulls; nothing at all always is one."""
+    return pl.when(~pl.col(column).is_in(["", *missing])).then(pl.col(column)).alias(column)
 
 
 def check_patients(rows: pl.DataFrame, config: RegistryConfig, source: str) -> None:
@@ -179,7 +183,7 @@ def concat_registries(registries: Sequence[Registry], site: str) -> Registry:
         for place, feature in enumerate(registry.features):
             known = next((f for f in features if f.column == feature.column), None)
             if known is None:
-                features.insert(after(features, registry.features[:place]), feature)
+                features.insert(before(features, registry.features[place + 1 :]), feature)
             elif printed(known) != printed(feature):
                 raise UserError(
                     f"Site {registry.site!r} declares the feature {feature.column!r} differently from the sites "
@@ -206,10 +210,10 @@ def concat_registries(registries: Sequence[Registry], site: str) -> Registry:
     return Registry(site, tuple(features), frame.sort(PATIENT, maintain_order=True), tuple(nowhere.values()))
 
 
-def after(features: list[Feature], before: Sequence[Feature]) -> int:
-    """Where a feature goes so that it follows the ones that stand before it in its own registry."""
-    columns = {f.column for f in before}
-    return max((place + 1 for place, f in enumerate(features) if f.column in columns), default=0)
+def before(features: list[Feature], following: Sequence[Feature]) -> int:
+    """Where a feature goes so that it stands before the ones that follow it in its own registry."""
+    columns = {f.column for f in following}
+    return min((place for place, f in enumerate(features) if f.column in columns), default=len(features))
 
 
 def printed(feature: Feature) -> Feature:
