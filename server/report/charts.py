@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -59,7 +59,7 @@ def as_uri(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def percent_axis(axes: Axes, which: str) -> None:
+def percent_axis(axes: Axes, which: Literal["x", "y"]) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_formatter(PercentFormatter(xmax=1, decimals=0, symbol=" %"))
     axes.grid(axis=which, color=GRID, linewidth=0.8)
@@ -78,8 +78,8 @@ def forest(arms: Mapping[str, Any]) -> str:
                 found = arms[arm].get(split)
                 if found is None:
                     continue
-                colour, low, high = COLOURS[arm], *found["ci95"]
-                axes.plot([low, high], [row, row], color=colour, linewidth=2.4, solid_capstyle="round")
+                colour = COLOURS[arm]
+                axes.plot(found["ci95"], [row, row], color=colour, linewidth=2.4, solid_capstyle="round")
                 marker = "D" if arm in YARDSTICKS else "o"
                 axes.plot(found["accuracy"], row, marker, color=colour, markersize=7)
                 if len(found["per_seed"]) > 1:

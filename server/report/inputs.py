@@ -52,6 +52,8 @@ def each_once(events: Iterable[Event]) -> tuple[Event, ...]:
     kept: dict[tuple[Any, ...], Event] = {}
     for event in events:
         key = tuple(event.get(name) for name in ("event", "arm", "seed", "round", "site"))
+        # Sites that train alone may each report a round of their own.
+        key += tuple(sorted(event.get("sites", ())))
         kept.pop(key, None)
         kept[key] = event
     return tuple(kept.values())

@@ -77,13 +77,15 @@ def likely_accuracy(frames: Sequence[pl.DataFrame]) -> float | None:
     return mean([score(frame, "likely").accuracy for frame in frames])
 
 
-def arm_result(frames: Mapping[int, pl.DataFrame], runs: Runs, study: Study) -> dict[str, Any]:
+def arm_result(
+    frames: Mapping[int, pl.DataFrame], runs: Runs, study: Study, names: Mapping[str, str]
+) -> dict[str, Any]:
     """One arm on one split: the mean over its seeds, each seed, and the parts."""
     scores = [score(frame) for frame in frames.values()]
     kinds = pl.concat(list(runs.values())).select("feature", "kind", "section").unique().sort("feature")
-    by_feature = mean_groups(runs, "feature")
+    by_feature: dict[str, dict[str, Any]] = mean_groups(runs, "feature")
     for feature, kind, section in kinds.iter_rows():
-        by_feature[feature] |= {"kind": kind, "section": section}
+        by_feature[feature] |= {"name": names.get(feature, feature), "kind": kind, "section": section}
     asked = pl.concat(list(runs.values())).select("site", "patient", "question_id")
     return {
         "n_patients": asked.select("site", "patient").n_unique(),
@@ -169,6 +171,7 @@ def summarise(
     complete: bool,
     seconds: Mapping[str, float] | None = None,
     bytes_sent: Mapping[str, int] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The content of `result.json` (docs/run_folder.md), from answered frames.
 
@@ -179,6 +182,7 @@ def summarise(
         complete: whether the run has finished.
         seconds: time by what it was spent on.
         bytes_sent: bytes that left each site.
+        names: column -> the feature's name as prompts print it; the column itself unless given.
 
     Raises:
         ValueError: an empty frame, or arms that are compared answered different questions.
@@ -195,7 +199,7 @@ def summarise(
     for split in SPLITS:
         present = [arm for arm in ARMS if (arm, split) in runs]
         for arm in present:
-            arms.setdefault(arm, {})[split] = arm_result(frames[arm, split], runs[arm, split], study)
+            arms.setdefault(arm, {})[split] = arm_result(frames[arm, split], runs[arm, split], study, names or {})
         for first, second in PAIRS:
             if first not in present or second not in present:
                 continue
