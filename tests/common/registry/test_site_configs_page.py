@@ -1,0 +1,26 @@
+"""The example in docs/site_configs.md, run as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[3] / "docs" / "site_configs.md"
+
+
+def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("HOSPITAL_TABLE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    text = PAGE.read_text(encoding="utf-8")
+    files = dict(re.findall(r"```(?:csv|toml) (\S+)\n(.*?)```", text, flags=re.DOTALL))
+    assert set(files) == {"registry.csv", "hospital.toml"}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    names: dict = {}
+    exec(compile(program, str(PAGE), "exec"), names)
+    registry = names["registry"]
+    assert registry.frame["patient"].to_list() == ["a7", "b2", "c9"]
+    assert registry.frame["vaso"].to_list() == ["none", "given", "none"]
+    assert registry.left_out == ()
+    assert "abdomen" in capsys.readouterr().out
