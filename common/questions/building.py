@@ -15,6 +15,7 @@ from common.questions.rendering import (
     Wording,
     ask_masked,
     ask_shown,
+    line_columns,
     prompt_expression,
     record_expression,
     shown_with,
@@ -139,18 +140,21 @@ def construct(
     masked = task == MASKED_VALUE
     wording: Wording = ask_masked if masked else ask_shown
     printed = value_columns(frame, registry.features, codebook)
+    lines = line_columns(printed, registry.features)
     parts = []
     for i, feature in enumerate(targets):
         rows = np.flatnonzero(wanted[:, i])
         if not len(rows):
             continue
-        column, values = codebook.columns[feature.column], printed[rows]
-        choices = build_choices(column, frame[feature.column][rows], values[feature.column], spec, keys[rows, i])
+        column, truth = codebook.columns[feature.column], feature.column
+        choices = build_choices(column, frame[truth][rows], printed[truth][rows], spec, keys[rows, i])
         shown = shown_with(feature, registry.features, codebook, masked)
         record = record_expression(shown, feature.column if masked else None)
         count = number_of_choices(column, spec)
-        prompts = values.with_columns(choices.texts.alias("//choices")).select(
-            prompt_expression(record, wording(feature), pl.col("//choices"), count)
+        prompts = (
+            lines[rows]
+            .with_columns(choices.texts.alias("//choices"))
+            .select(prompt_expression(record, wording(feature), pl.col("//choices"), count))
         )
         parts.append(
             pl.DataFrame(

@@ -2,7 +2,8 @@
 
 What `strict` does so that the choices alone give nothing away beyond the column's own frequencies:
 
-- all choices of a question are printed alike, the truth included;
+- all choices of a question are printed alike, the truth included, and the ladder's step is a round number, so
+  that all end in the same digits: people note a pressure of 150 and not of 147, so digits would tell the truth;
 - every question of a feature has the same number of choices, whatever the truth;
 - the truth's rank on a numeric ladder is uniform. Where over 95 % of the column is not negative and a rung would
   be, the rungs are redrawn with a smaller step that leaves room, and only where whole printed units leave none
@@ -88,7 +89,7 @@ def numeric_choices(column: Column, truth: pl.Series, spec: Questions, keys: Key
     # A sd of 0 marks a truth where every density is 0.
     laddered = sd >= LEAST_SD
     step = np.maximum(1, np.round(spec.difficulty * sd * 10.0**column.decimals)).astype(np.int64)
-    table = ladder(units, step, count, column.share_nonnegative > NONNEGATIVE, keys)
+    table = ladder(units, step, count, column, keys)
     if not laddered.all():
         table[~laddered] = observed(column, units[~laddered], count, keys[~laddered])
     printed = pl.DataFrame(table, schema=[str(i) for i in range(count)], orient="row").select(
@@ -107,26 +108,42 @@ def posterior_sd(column: Column, truth: Floats, keys: Keys) -> Floats:
     return np.where(logs.max(axis=1) > LOG_SMALLEST, sd[0, drawn], 0.0)
 
 
-def ladder(truth: Ints, step: Ints, count: int, nonnegative: bool, keys: Keys) -> Ints:
-    """An arithmetic ladder through the truth in printed units, the truth in column 0, shape (n, count)."""
+def ladder(truth: Ints, step: Ints, count: int, column: Column, keys: Keys) -> Ints:
+    """An arithmetic ladder through the truth in printed units, the truth in column 0, shape (n, count).
+
+    Args:
+        truth: shape (n,); step: wanted steps, at least 1, shape (n,); both in printed units.
+    """
     draws = uniform(keys, "ladder", 2)
     rank = np.floor(draws[:, 0] * count).astype(np.int64)
-    if nonnegative:
+    step = round_step(step, column.grain)
+    if column.share_nonnegative > NONNEGATIVE:
         # A negative truth is its own reason for negative rungs; bounding the others would point at it.
-        bounded = truth >= 0
-        room = truth // np.maximum(rank, 1)
-        too_low = bounded & (rank > 0) & (room >= 1) & (step > room)
-        smaller = np.maximum(1, np.floor(room * (0.5 + 0.5 * draws[:, 1]))).astype(np.int64)
-        step = np.where(too_low, smaller, step)
+        bounded = (truth >= 0) & (rank > 0)
         no_room = bounded & (rank > truth)
-        possible = np.floor(draws[:, 1] * (truth + 1)).astype(np.int64)
-        rank = np.where(no_room, possible, rank)
-        # Here the ladder starts at most at 0 + what is left of whole units.
-        step = np.where(no_room & (rank > 0), np.minimum(step, truth // np.maximum(rank, 1)), step)
+        rank = np.where(no_room, np.floor(draws[:, 1] * (truth + 1)).astype(np.int64), rank)
+        room = truth // np.maximum(rank, 1)
+        # A random share of the room, so that the lowest rung is not always next to 0.
+        smaller = np.floor(room * (0.5 + 0.5 * draws[:, 1])).astype(np.int64)
+        step = np.where(bounded & (rank > 0) & (step > room), shorten_step(np.maximum(1, smaller), column.grain), step)
     others = np.arange(1, count)[None, :]
     # Rungs 0..count-1 without the truth's own.
     rungs = np.where(others <= rank[:, None], others - 1, others)
     return np.column_stack([truth, truth[:, None] + (rungs - rank[:, None]) * step[:, None]])
+
+
+def round_step(step: Ints, grain: int) -> Ints:
+    """To one significant digit and a multiple of the grain; at least the grain."""
+    size = 10 ** np.floor(np.log10(step)).astype(np.int64)
+    one_digit = np.round(step / size).astype(np.int64) * size
+    return np.maximum(1, np.round(one_digit / grain).astype(np.int64)) * grain
+
+
+def shorten_step(step: Ints, grain: int) -> Ints:
+    """Down to one significant digit and, where it is not under it, to a multiple of the grain."""
+    size = 10 ** np.floor(np.log10(step)).astype(np.int64)
+    one_digit = step // size * size
+    return np.where(one_digit >= grain, one_digit // grain * grain, one_digit)
 
 
 def observed(column: Column, truth: Ints, count: int, keys: Keys) -> Ints:

@@ -47,7 +47,8 @@ class Column:
     `kind` is the kind in effect: a number with at most 20 distinct printed values is a category.
     `values` are printed values, the most frequent first, with their `counts`: of a category all of them, of a
     number at most 200 that are spread evenly over the sorted distinct ones.
-    `decimals` are printed of a number; of a date, 1 means that it has a time of day.
+    `decimals` are printed of a number; of a date, 1 means that it has a time of day. `grain` is 10, 5, 2 or 1: the
+    multiple of the last printed digit in which most values are noted (blood pressures come in tens).
     """
 
     column: str
@@ -56,6 +57,7 @@ class Column:
     values: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
     decimals: int = 0
+    grain: int = 1
     mixture: tuple[Component, ...] = ()
     float_ratio: float = 0.0
     share_nonnegative: float = 0.0
@@ -182,8 +184,11 @@ def fit_number(present: pl.Series, feature: Feature, seed: int) -> Column:
     if len(values) <= MOST_CATEGORIES:
         return as_category
     values, counts = support(present, decimals)
+    grain = coarseness(np.round(numbers * 10.0**decimals))
     mixture = fit_mixture(numbers, derive_seed(seed, f"mixture|{feature.column}"))
-    return replace(as_category, kind="number", values=values, counts=counts, mixture=mixture, float_ratio=1.0)
+    return replace(
+        as_category, kind="number", values=values, counts=counts, grain=grain, mixture=mixture, float_ratio=1.0
+    )
 
 
 def frequencies(printed: pl.Series) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -209,11 +214,21 @@ def decimals_to_print(numbers: NDArray[np.float64]) -> int:
     Values with long tails of digits (converted units) get the decimals that show two digits of their
     standard deviation.
     """
+    if numbers.min() == numbers.max():
+        return MOST_DECIMALS if (numbers % 1).any() else 0
     for decimals in range(MOST_DECIMALS + 1):
         scaled = numbers * 10.0**decimals
         if np.mean(np.abs(scaled - np.round(scaled)) < np.maximum(1e-6, 1e-12 * np.abs(scaled))) >= PRINTED_EXACTLY:
             return decimals
     return int(np.clip(1 - np.floor(np.log10(numbers.std())), 0, MOST_DECIMALS))
+
+
+def coarseness(units: NDArray[np.float64]) -> int:
+    """The largest of 10, 5 and 2 of which far more values are multiples than chance has it, else 1."""
+    for grain in (10, 5, 2):
+        if np.mean(units % grain == 0) >= (1 + 1 / grain) / 2:
+            return grain
+    return 1
 
 
 def fit_mixture(numbers: NDArray[np.float64], seed: int) -> tuple[Component, ...]:

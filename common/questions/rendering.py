@@ -49,6 +49,11 @@ def value_columns(frame: pl.DataFrame, features: Sequence[Feature], codebook: Co
     return frame.select(print_values(f, codebook.columns[f.column].decimals).alias(f.column) for f in features)
 
 
+def line_columns(values: pl.DataFrame, features: Sequence[Feature]) -> pl.DataFrame:
+    """Every value's `Name (unit): value` line, over the columns of `value_columns`; missing values have none."""
+    return values.select((pl.lit(f"{label(f)}: ") + pl.col(f.column)).alias(f.column) for f in features)
+
+
 def shown_with(target: Feature, features: Sequence[Feature], codebook: Codebook, masked: bool = True) -> list[Feature]:
     """The features that stand in the record of a question about `target`, itself included, in registry order.
 
@@ -65,7 +70,7 @@ def shown_with(target: Feature, features: Sequence[Feature], codebook: Codebook,
 
 
 def record_expression(shown: Sequence[Feature], masked: str | None) -> pl.Expr:
-    """The record as text, over the columns of `value_columns`.
+    """The record as text, over the columns of `line_columns`.
 
     Args:
         shown: features of the record; masked: the column printed as `[MASK]`, if any.
@@ -74,9 +79,9 @@ def record_expression(shown: Sequence[Feature], masked: str | None) -> pl.Expr:
     """
     sections: dict[str, list[pl.Expr]] = {}
     for feature in shown:
-        value = pl.lit(MASK) if feature.column == masked else pl.col(feature.column)
-        # Adding text to a missing value gives a missing line.
-        sections.setdefault(feature.section, []).append(pl.lit(f"{label(feature)}: ") + value)
+        hidden = feature.column == masked
+        line = pl.lit(f"{label(feature)}: {MASK}") if hidden else pl.col(feature.column)
+        sections.setdefault(feature.section, []).append(line)
     blocks = []
     for section, lines in sections.items():
         body = pl.concat_str(lines, separator="\n", ignore_nulls=True)

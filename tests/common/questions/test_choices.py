@@ -24,19 +24,22 @@ def column(
     nonnegative: float = 1.0,
     values: Sequence[str] = tuple(str(i) for i in range(30)),
     counts: Sequence[int] | None = None,
+    grain: int = 1,
 ) -> Column:
     mixture = tuple(Component(1 / 3, mean, sd) for mean, sd in zip((10.0, 20.0, 30.0), sds, strict=True))
+    number = kind == "number"
     return Column(
-        "x",
-        kind,
-        True,
-        tuple(values),
-        tuple(counts or [1] * len(values)),
-        decimals,
-        mixture if kind == "number" else (),
-        float(kind == "number"),
-        nonnegative,
-        1.0,
+        column="x",
+        kind="number" if number else "category",
+        maskable=True,
+        values=tuple(values),
+        counts=tuple(counts or [1] * len(values)),
+        decimals=decimals,
+        grain=grain,
+        mixture=mixture if number else (),
+        float_ratio=float(number),
+        share_nonnegative=nonnegative,
+        share_whole=1.0,
     )
 
 
@@ -82,6 +85,16 @@ def test_every_numeric_question_looks_the_same(
 def test_ladders_are_arithmetic_with_the_components_step() -> None:
     units, _, _ = numbers(column(sds=(5.0, 5.0, 5.0), nonnegative=0.5), [20.0] * 200)
     assert (np.diff(np.sort(units, axis=1)) == 10).all()
+
+
+@pytest.mark.parametrize(("sd", "grain"), [(3.7, 5), (3.7, 10), (16.3, 1), (16.3, 10), (800.0, 2)])
+def test_choices_end_in_the_same_digits(sd: float, grain: int) -> None:
+    """Most truths are round numbers, so a distractor with other last digits would give itself away."""
+    modulus = max(grain, 10 ** int(np.log10(2 * sd)))
+    units, _, _ = numbers(column(sds=(sd, sd, sd), nonnegative=0.5, grain=grain), [20.0, 23.0, 25.0, 30.0] * 50)
+    assert (units % modulus == units[:, :1] % modulus).all()
+    step = np.diff(np.sort(units, axis=1))
+    assert (step >= grain).all() and (0.6 * 2 * sd <= step).all() and (step <= max(grain, 1.5 * 2 * sd)).all()
 
 
 def test_the_rank_of_the_truth_is_uniform_and_independent_of_it() -> None:

@@ -76,6 +76,14 @@ def test_decimals_print_nine_in_ten_values_exactly(numbers: np.ndarray, decimals
     assert decimals_to_print(numbers) == decimals
 
 
+@pytest.mark.parametrize(("rounded", "grain"), [(10, 10), (5, 5), (2, 2), (1, 1)])
+def test_the_grain_is_how_most_values_are_noted(rounded: int, grain: int) -> None:
+    exact = np.random.default_rng(5).normal(500, 100, 1000).round()
+    noted = np.where(np.arange(1000) % 5 == 0, exact, (exact / rounded).round() * rounded)
+    frame, features = one("number", noted.tolist())
+    assert fit_codebook(frame, features, Questions(), 1).columns["x"].grain == grain
+
+
 def test_the_mixture_finds_separate_groups() -> None:
     rng = np.random.default_rng(3)
     groups = [(0.5, 10.0, 1.0), (0.3, 50.0, 2.0), (0.2, 100.0, 5.0)]
