@@ -14,6 +14,7 @@ import common
 import server
 from common.errors import UserError
 
+CLIENT_APP = "client.app:app"
 RUN_CONFIG = {"study": "", "run": "", "model": "", "arm-dir": "", "events": ""}
 """What `server/app.py` reads, all set by `wardround run`. Flower refuses other keys."""
 
@@ -29,7 +30,7 @@ def packages() -> dict[str, Path]:
     return {"client": client_folder, "common": common_folder, "server": server_folder}
 
 
-def project() -> dict[str, object]:
+def project(client_app: str) -> dict[str, object]:
     return {
         "project": {"name": "wardround", "version": version("wardround")},
         "tool": {
@@ -37,7 +38,7 @@ def project() -> dict[str, object]:
                 "app": {
                     "publisher": "wardround",
                     "fab-include": [f"{name}/**/*.py" for name in packages()],
-                    "components": {"serverapp": "server.app:app", "clientapp": "client.app:app"},
+                    "components": {"serverapp": "server.app:app", "clientapp": client_app},
                     "config": RUN_CONFIG,
                 }
             }
@@ -45,7 +46,7 @@ def project() -> dict[str, object]:
     }
 
 
-def stage_bundle(folder: Path) -> Path:
+def stage_bundle(folder: Path, client_app: str = CLIENT_APP) -> Path:
     """Write the bundle's tree to `folder/wardround`: every module of client, common and server."""
     stage = folder / "wardround"
     stage.mkdir(parents=True)
@@ -54,5 +55,5 @@ def stage_bundle(folder: Path) -> Path:
             target = stage / package / module.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(module, target)
-    (stage / "pyproject.toml").write_text(tomli_w.dumps(project()), encoding="utf-8")
+    (stage / "pyproject.toml").write_text(tomli_w.dumps(project(client_app)), encoding="utf-8")
     return stage

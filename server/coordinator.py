@@ -82,7 +82,7 @@ def prepare(coordinator: Coordinator, address: Address) -> None:
     """Check what must be there, make what is ours to make, write down the address.
 
     Raises:
-        UserError: a certificate is missing, or no site is known.
+        UserError: a certificate is missing.
     """
     files = coordinator.certificates
     for path in (files.ca, files.server, files.server_key):
@@ -91,10 +91,6 @@ def prepare(coordinator: Coordinator, address: Address) -> None:
                 f"{path}: there is no such file.",
                 f"Run `wardround certs make {coordinator.folder} --host NAME`, or put your own PKI's files there.",
             )
-    if not site_keys(coordinator):
-        raise UserError(
-            f"{coordinator.sites}: no site is known.", "Add each with `wardround sites add DIR NAME site.pub`."
-        )
     if not coordinator.secret.exists():
         write_private(coordinator.secret, secrets.token_bytes(32))
     coordinator.flower.mkdir(exist_ok=True)

@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 
 from common.errors import UserError
-from server.bundle import stage_bundle
+from server.bundle import CLIENT_APP, stage_bundle
 from server.coordinator import CONNECTION, Coordinator, flower
 from server.run_folder import RunFolder, read_events
 
@@ -26,13 +26,40 @@ class Submitted:
     flower_run: str
     run: RunFolder
 
-    def status(self) -> tuple[str, str]:
-        """Flower's word for where the run is, and its details (the ServerApp's exception, when it failed)."""
-        rows = flower(self.coordinator, "list", CONNECTION, "--run-id", self.flower_run)["runs"]
-        return str(rows[0]["status"]), str(rows[0]["status-details"])
-
     def stop(self) -> None:
         flower(self.coordinator, "stop", self.flower_run, CONNECTION)
+
+
+def run_config(run: RunFolder, model: Path | str) -> dict[str, str]:
+    """What `server/app.py` is told about a run."""
+    study = run.study()
+    return {
+        "study": str(run.path / "study.toml"),
+        "run": run.path.name,
+        "model": str(model),
+        "arm-dir": str(run.arm(study.seed, "federated")),
+        "events": str(run.events),
+    }
+
+
+def start(coordinator: Coordinator, values: dict[str, str], *options: str, client_app: str = CLIENT_APP) -> str:
+    """Hand the bundle and its run config to Flower; returns Flower's run id.
+
+    Raises:
+        UserError: no coordinator is running, or Flower refused the bundle.
+    """
+    with tempfile.TemporaryDirectory(prefix="wardround-") as folder:
+        stage = stage_bundle(Path(folder), client_app)
+        settings = Path(folder) / "run.toml"
+        settings.write_text(tomli_w.dumps(values), encoding="utf-8")
+        answer = flower(coordinator, "run", str(stage), CONNECTION, "--run-config", str(settings), *options)
+    return str(answer["run-id"])
+
+
+def status(coordinator: Coordinator, flower_run: str) -> tuple[str, str]:
+    """Flower's word for where a run is, and its details (the ServerApp's exception, when it failed)."""
+    rows = flower(coordinator, "list", CONNECTION, "--run-id", flower_run)["runs"]
+    return str(rows[0]["status"]), str(rows[0]["status-details"])
 
 
 def submit(coordinator: Coordinator, run: RunFolder, model: Path | str) -> Submitted:
@@ -44,23 +71,8 @@ def submit(coordinator: Coordinator, run: RunFolder, model: Path | str) -> Submi
     Raises:
         UserError: no coordinator is running, or Flower refused the bundle.
     """
-    study = run.study()
-    arm = run.arm(study.seed, "federated")
-    arm.mkdir(parents=True, exist_ok=True)
-    values = {
-        "study": str(run.path / "study.toml"),
-        "run": run.path.name,
-        "model": str(model),
-        "arm-dir": str(arm),
-        "events": str(run.events),
-    }
-    with tempfile.TemporaryDirectory(prefix="wardround-") as folder:
-        stage = stage_bundle(Path(folder))
-        settings = Path(folder) / "run.toml"
-        settings.write_text(tomli_w.dumps(values), encoding="utf-8")
-        answer = flower(coordinator, "run", str(stage), CONNECTION, "--run-config", str(settings))
-    submitted = Submitted(coordinator, str(answer["run-id"]), run)
-    run.log().write("submitted", flower_run=submitted.flower_run, bundle=answer["fab-hash"])
+    submitted = Submitted(coordinator, start(coordinator, run_config(run, model)), run)
+    run.log().write("submitted", flower_run=submitted.flower_run)
     return submitted
 
 
@@ -78,15 +90,15 @@ def follow(submitted: Submitted, say: Callable[[dict[str, Any]], None]) -> None:
     """
     seen = len(list(read_events(submitted.run.events)))
     while True:
-        status, details = submitted.status()
+        word, details = status(submitted.coordinator, submitted.flower_run)
         for event in events_after(submitted.run, seen):
             say(event)
             seen += 1
-        if status == FINISHED:
+        if word == FINISHED:
             return
-        if status.startswith("finished"):
+        if word.startswith("finished"):
             raise UserError(
-                f"The run ended as {status.removeprefix('finished:')}: {details}",
+                f"The run ended as {word.removeprefix('finished:')}: {details}",
                 f"Finished rounds are kept; put it right, then `wardround run --resume {submitted.run.path}`.",
             )
         time.sleep(POLL_S)

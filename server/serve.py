@@ -21,9 +21,11 @@ class Serving:
     A SuperLink that ends is started again on its database; so is the executor (`watch`).
     """
 
-    def __init__(self, coordinator: Coordinator, address: Address) -> None:
+    def __init__(self, coordinator: Coordinator, address: Address, simulation: bool = False) -> None:
+        """`simulation`: sites are played by Flower's simulation engine; none can connect."""
         self.coordinator = coordinator
         self.address = address
+        self.simulation = simulation
         self.environment = flower_environment(coordinator.flower)
         self.children: dict[str, Process] = {}
 
@@ -41,6 +43,7 @@ class Serving:
             "--superexec-auth-secret-file", str(self.coordinator.secret),
             "--database", str(self.coordinator.folder / "state.db"),
             "--disable-runtime-dependency-installation",
+            *(["--simulation"] if self.simulation else []),
         ]  # fmt: skip
 
     def executor_command(self) -> list[str]:
