@@ -81,7 +81,8 @@ def serve(
     try:
         with Serving(coordinator, address) as serving:
             known = register_sites(coordinator)
-            console.print(f"Ready. Sites: {', '.join(sorted(known)) or 'none so far; add them with `wardround sites add`'}", soft_wrap=True)
+            none = "none so far; add them with `wardround sites add`"
+            console.print(f"Ready. Sites: {', '.join(sorted(known)) or none}", soft_wrap=True)
             while True:
                 time.sleep(2.0)
                 for name in serving.watch():
