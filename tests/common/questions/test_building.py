@@ -27,10 +27,8 @@ def everything(registry: Registry, codebook: Codebook, seed: int = 1, per_patien
     return build_questions(registry, registry.frame["patient"], codebook, SPEC, seed, per_patient)
 
 
-# The fixture is a function without state, so sharing it between examples is safe.
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 def test_any_registry_gives_well_formed_questions(
     data: st.DataObject, registries: Callable[[], st.SearchStrategy[Registry]]
 ) -> None:
