@@ -292,7 +292,6 @@ def spent(here: dict[str, Contribution], curve: Counts, waited: float, wall: flo
         "evaluating": sum(point["seconds"] for point in curve.values()),
         "communicating": max(0.0, waited - explained),
         "other": max(0.0, wall - waited),
-        "wall": wall,
     }
 
 

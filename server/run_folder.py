@@ -49,9 +49,12 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     sync(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False))
 
 
 def read_json(path: Path) -> Any:
@@ -167,7 +170,7 @@ def create_run(runs: Path, study: Study, seeds: list[int], arms: list[str], star
             n += 1
             path = runs / f"{stem}-{n}"
     folder = RunFolder(path.resolve())
-    write_atomic(folder.path / "study.toml", lambda part: part.write_text(study.to_toml(), encoding="utf-8"))
+    write_text(folder.path / "study.toml", study.to_toml())
     about = {
         "study": study.name,
         "study_hash": study.hash,

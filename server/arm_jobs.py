@@ -1,0 +1,107 @@
+"""What a worker does for one arm of one seed: train what it trains, answer the test questions, keep the answers.
+
+An arm is done when its answered frames are there; training goes on from its last finished round.
+"""
+
+from pathlib import Path
+
+import polars as pl
+
+from common.evaluation.answering import answer
+from common.evaluation.yardsticks import TrainingRecords, gradient_boosting, most_frequent, random_letter
+from common.models.policy import load_policy, load_trainable
+from common.study import Study
+from common.update.tensors import State
+from server.centralized import Cohort, train_cohort
+from server.frames import SPLITS, Frames, build_frames, keep, registries
+from server.round_store import RoundStore
+from server.run_folder import EventLog, RunFolder, read_json
+from server.simulation import simulate_federated
+from server.workers import Job
+
+YARDSTICKS = ("random_letter", "most_frequent", "gradient_boosting")
+
+
+def answered_path(folder: RunFolder, job: Job, split: str) -> Path:
+    return folder.arm(job.seed, job.arm, job.site) / f"{split}.parquet"
+
+
+def is_done(folder: RunFolder, job: Job) -> bool:
+    if job.arm == "questions":
+        return (folder.seed(job.seed) / "questions" / "done.json").exists()
+    arms = YARDSTICKS if job.arm == "yardsticks" else (job.arm,)
+    jobs = [Job(job.seed, arm, job.site) for arm in arms]
+    return all(answered_path(folder, each, split).exists() for each in jobs for split in SPLITS)
+
+
+def work(run: Path, job: Job) -> None:
+    """Do one job; done ones end at once."""
+    folder = RunFolder(run)
+    if is_done(folder, job):
+        return
+    study = folder.study().with_seed(job.seed)
+    frames = build_frames(study, folder.seed(job.seed) / "questions")
+    if job.arm == "questions":
+        return
+    always = {"arm": job.arm, "seed": job.seed} | ({"site": job.site} if job.site else {})
+    log = folder.log(**always)
+    log.write("arm_started")
+    if job.arm == "yardsticks":
+        measure(folder, study, frames, job.seed)
+    else:
+        model = Path(read_json(folder.seed(job.seed) / "base.json")["folder"])
+        state = train(folder, study, frames, model, job, log)
+        examine(folder, study, frames, model, state, job)
+    log.write("arm_finished")
+
+
+def train(folder: RunFolder, study: Study, frames: Frames, model: Path, job: Job, log: EventLog) -> State | None:
+    """The arm's trained tensors; None for the base model itself."""
+    place = folder.arm(job.seed, job.arm, job.site)
+    store = RoundStore(place)
+    if job.arm == "base":
+        return None
+    if job.arm == "federated":
+        run = f"{folder.path.name}-seed-{job.seed}"
+        simulate_federated(folder.seed(job.seed) / "study.toml", study, run, model, place, folder.events)
+        return store.load(study.rounds.rounds).model
+    sites = (job.site,) if job.arm == "local" else study.sites.train
+    cohort = Cohort({s: frames.train(s) for s in sites}, {s: frames.validation(s) for s in sites})
+    return train_cohort(study, model, cohort, store, log).model
+
+
+def examine(folder: RunFolder, study: Study, frames: Frames, model: Path, state: State | None, job: Job) -> None:
+    """Answer the test questions of both splits; a site alone has its own held-out patients and all unseen ones."""
+    policy = load_policy(study, model)
+    if state is not None:
+        load_trainable(policy, state)
+    for split in SPLITS:
+        path = answered_path(folder, job, split)
+        if path.exists():
+            continue
+        questions = frames.test(split)
+        if job.arm == "local" and split == "held_out":
+            questions = questions.filter(pl.col("site") == job.site)
+        answered = answer(policy, questions, study.evaluation)
+        if job.arm == "local":
+            answered = answered.with_columns(model=pl.lit(job.site))
+        keep(path, answered)
+
+
+def measure(folder: RunFolder, study: Study, frames: Frames, seed: int) -> None:
+    """The yardsticks' answers to the same questions."""
+    everyone = registries(study, study.sites.train + study.sites.unseen)
+    training = {site: frames.train(site)["patient"].unique().to_list() for site in study.sites.train}
+    codebooks = {registry.site: frames.codebook(registry.site) for registry in everyone}
+    records = TrainingRecords(everyone, training, codebooks)
+    for split in SPLITS:
+        questions = frames.test(split)
+        answers = {
+            "random_letter": lambda q: random_letter(q),
+            "most_frequent": lambda q: most_frequent(q, records),
+            "gradient_boosting": lambda q: gradient_boosting(q, records),
+        }
+        for arm, by in answers.items():
+            path = answered_path(folder, Job(seed, arm), split)
+            if not path.exists():
+                keep(path, by(questions))

@@ -1,0 +1,196 @@
+"""All arms of a study on this machine: prepare, run the jobs, sum up.
+
+Order of work: the base model of each seed; the questions of each seed; then every arm of every seed in worker
+processes, the longest first; after each arm the results so far.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from common.errors import UserError
+from common.study import Study
+from server.run_folder import RunFolder, read_json, write_json, write_text
+from server.workers import Job, run_jobs
+
+MODEL_ARMS = ("base", "local", "federated", "centralized")
+ARMS = (*MODEL_ARMS, "yardsticks")
+MOST_EXAMPLES = 6
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is told to whoever watches: a step of preparing, and finished jobs (empty lists in between)."""
+
+    preparing: Callable[[int, str, float], None]
+    """(seed, what, share done in [0, 1])"""
+    tick: Callable[[list[Job]], None]
+
+
+@contextmanager
+def only_one(folder: RunFolder) -> Iterator[None]:
+    """Hold the run folder, so that no second process works in it.
+
+    Raises:
+        UserError: another process does.
+    """
+    with (folder.path / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder.path}: another process is at work on this run.", "Wait for it, or stop it first."
+            ) from None
+        yield
+
+
+def jobs_of(study: Study, seeds: list[int], arms: list[str]) -> list[Job]:
+    """Every job, the longest arms first, so that no long one is left for the end."""
+    jobs = []
+    for arm in ("federated", "centralized", "local", "yardsticks", "base"):
+        if arm not in arms:
+            continue
+        for seed in seeds:
+            sites = sorted(study.sites.train) if arm == "local" else [""]
+            jobs += [Job(seed, arm, site) for site in sites]
+    return jobs
+
+
+def prepare(folder: RunFolder, cache: Path, seeds: list[int], watch: Watch) -> None:
+    """The base model of each seed, and its place in the run folder.
+
+    Raises:
+        UserError: the model cannot be had, or is no longer the one that the run began with.
+    """
+    from common.models.builtin import prepare_base
+    from common.models.policy import BUILT_IN
+    from common.models.transfer import folder_sha256
+    from server.frames import registries
+
+    for seed in seeds:
+        study = folder.study().with_seed(seed)
+        public = registries(study, study.sites.public) if study.model.base == BUILT_IN else []
+        base = prepare_base(study, public, cache, partial(watch.preparing, seed))
+        digest = folder_sha256(base) if base.is_dir() else ""
+        note = folder.seed(seed) / "base.json"
+        if note.exists() and read_json(note)["sha256"] != digest:
+            raise UserError(
+                f"{base}: the base model is not the one that this run began with.", "Start a new run with this model."
+            )
+        text = study.to_toml()
+        write_text(folder.seed(seed) / "study.toml", text)
+        write_json(note, {"folder": str(base), "sha256": digest})
+
+
+def collect(folder: RunFolder, study: Study, seeds: list[int], arms: list[str]) -> dict[tuple[str, int, str], Any]:
+    """(arm, seed, split) -> answered frame, of what is there; splits without a question are left out."""
+    from server.arm_jobs import YARDSTICKS, answered_path
+    from server.frames import SPLITS
+
+    found = {}
+    names = [a for a in arms if a != "yardsticks"] + (list(YARDSTICKS) if "yardsticks" in arms else [])
+    for seed in seeds:
+        for arm in names:
+            sites = sorted(study.sites.train) if arm == "local" else [""]
+            for split in SPLITS:
+                paths = [answered_path(folder, Job(seed, arm, site), split) for site in sites]
+                if not all(path.exists() for path in paths):
+                    continue
+                frame = pl.concat([pl.read_parquet(path) for path in paths])
+                if not frame.is_empty():
+                    found[arm, seed, split] = frame
+    return found
+
+
+def spent(folder: RunFolder, seeds: list[int]) -> tuple[dict[str, float], dict[str, int]]:
+    """Seconds by what they went to, and bytes by site, over the finished rounds of all arms."""
+    seconds: dict[str, float] = {}
+    sent: dict[str, int] = {}
+    for seed in seeds:
+        for path in sorted(folder.seed(seed).rglob("round-*.json")):
+            notes = read_json(path)["notes"]
+            for what, value in notes.get("seconds", {}).items():
+                seconds[what] = seconds.get(what, 0.0) + value
+            for site, value in notes.get("bytes", {}).items():
+                sent[site] = sent.get(site, 0) + value
+    return seconds, sent
+
+
+def sum_up(folder: RunFolder, study: Study, seeds: list[int], arms: list[str], complete: bool) -> dict[str, Any]:
+    """Write `result.json` from what is there."""
+    from server.report.result import summarise
+
+    answered = collect(folder, study, seeds, arms)
+    seconds, sent = spent(folder, seeds)
+    result = summarise(answered, study, complete=complete, seconds=seconds, bytes_sent=sent)
+    write_json(folder.path / "result.json", result)
+    return result
+
+
+def examples(answered: dict[tuple[str, int, str], Any], seed: int) -> list[dict[str, Any]]:
+    """A few held-out questions with every model arm's own words: first those that federated learned to answer."""
+    frames = {arm: answered[arm, seed, "held_out"] for arm in MODEL_ARMS if (arm, seed, "held_out") in answered}
+    if not frames:
+        return []
+    key = ["site", "patient", "question_id"]
+    table = next(iter(frames.values())).select(*key, "prompt", "choices", "answer", "feature")
+    for arm, frame in frames.items():
+        table = table.join(frame.select(*key, pl.col("completion").alias(f"{arm} says"),
+                                        (pl.col("boxed") == pl.col("answer")).fill_null(False).alias(f"{arm} right")),
+                           on=key, how="left")  # fmt: skip
+    order = pl.lit(0)
+    if "federated" in frames:
+        order = order + pl.col("federated right").cast(pl.Int8)
+        if "base" in frames:
+            order = order - pl.col("base right").cast(pl.Int8)
+    ranked = table.with_columns(order.alias("order")).sort(["order", *key], descending=[True, False, False, False])
+    chosen = ranked.unique("feature", keep="first", maintain_order=True).head(MOST_EXAMPLES)
+    return [
+        {
+            **{name: row[name] for name in ("prompt", "choices", "answer", "feature")},
+            "completions": {arm: row[f"{arm} says"] for arm in frames},
+        }
+        for row in chosen.iter_rows(named=True)
+    ]
+
+
+def workers_for(study: Study) -> int:
+    return study.simulation.workers or len(os.sched_getaffinity(0))
+
+
+def run_arms(folder: RunFolder, cache: Path, watch: Watch) -> dict[str, Any]:
+    """Do what is left of a run, from wherever it stands.
+
+    Returns:
+        the content of `result.json`; `report.html` is written too.
+
+    Raises:
+        UserError: a site's file, the base model or a round is at fault; everything finished is kept.
+    """
+    from server.arm_jobs import is_done, work
+    from server.report.report import write_report
+
+    with only_one(folder):
+        study, about = folder.study(), folder.about()
+        seeds, arms = about["seeds"], about["arms"]
+        log = folder.log()
+        log.write("run_started" if not (folder.path / "result.json").exists() else "run_resumed")
+        prepare(folder, cache, seeds, watch)
+        workers = workers_for(study)
+        questions = [job for seed in seeds if not is_done(folder, job := Job(seed, "questions"))]
+        run_jobs(folder.path, questions, work, workers, watch.tick)
+        left = [job for job in jobs_of(study, seeds, arms) if not is_done(folder, job)]
+        run_jobs(folder.path, left, work, workers, watch.tick)
+        result = sum_up(folder, study, seeds, arms, complete=True)
+        write_json(folder.path / "examples.json", examples(collect(folder, study, seeds[:1], arms), seeds[0]))
+        log.write("run_finished", seconds=time.time() - about["started"])
+        write_report(folder.path)
+        return result

@@ -1,0 +1,196 @@
+"""`wardround`: the coordinator's commands."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from common.errors import UserError
+from common.study import Study, read_study
+from server.serve_cli import app as serve_app
+
+app = typer.Typer(
+    help="Federated GRPO for clinical reasoning.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+app.add_typer(serve_app)
+console = Console(highlight=False)
+
+StudyFile = Annotated[Path, typer.Argument(help="The study's TOML file.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder in which runs are kept.")]
+Cache = Annotated[Path | None, typer.Option("--cache", help="Folder of built models; your cache folder unless given.")]
+
+
+@app.command()
+def plan(study: StudyFile) -> None:
+    """Print the resolved study and its SHA-256, which sites approve. Nothing is run."""
+    resolved = read_study(study)
+    console.print(resolved.to_toml(), markup=False, soft_wrap=True)
+    console.print(f"SHA-256 {resolved.hash}", soft_wrap=True)
+
+
+@app.command()
+def simulate(
+    study: Annotated[Path | None, typer.Argument(help="The study's TOML file; not with --resume.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds: the study's own and those after it.")] = 1,
+    arms: Annotated[str, typer.Option(help="Which arms, with commas between.")] = (
+        "base,local,federated,centralized,yardsticks"
+    ),
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
+    engine: Annotated[str, typer.Option(help="in-process, or ray (Flower's simulation engine).")] = "in-process",
+    runs: Runs = Path("runs"),
+    cache: Cache = None,
+) -> None:
+    """Play every site of a study on this machine, compare the arms and write a report."""
+    from server.run_folder import create_run, open_run
+
+    if (study is None) == (resume is None):
+        raise UserError("Give either a study file or --resume RUN.", "See `wardround simulate --help`.")
+    if engine != "in-process":
+        raise UserError(f"--engine {engine}: there is no such engine.", "Use --engine in-process.")
+    if resume is not None:
+        go(open_run(resume), cache)
+        return
+    assert study is not None
+    resolved = read_study(study)
+    chosen = named_arms(arms)
+    check_sites(resolved)
+    numbers = list(range(resolved.seed, resolved.seed + seeds))
+    go(create_run(runs, resolved, numbers, chosen, time.time()), cache)
+
+
+@app.command()
+def centralize(
+    study: StudyFile,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 1,
+    runs: Runs = Path("runs"),
+    cache: Cache = None,
+) -> None:
+    """Train on the pooled questions alone: the baseline without federation."""
+    from server.run_folder import create_run
+
+    resolved = read_study(study)
+    check_sites(resolved)
+    numbers = list(range(resolved.seed, resolved.seed + seeds))
+    go(create_run(runs, resolved, numbers, ["base", "centralized", "yardsticks"], time.time()), cache)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write report.html from what lies in a run folder."""
+    from server.report.report import write_report
+
+    console.print(f"report  {write_report(run)}", soft_wrap=True)
+
+
+@app.command()
+def status(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Where a run stands: its last finished rounds, and what went wrong on the way."""
+    from server.run_folder import open_run, read_events
+
+    folder = open_run(run)
+    about, study = folder.about(), folder.study()
+    table = Table("arm", "seed", "site", "round", "validation")
+    troubles = []
+    last: dict[tuple[str, int, str], dict[str, Any]] = {}
+    for event in read_events(folder.events):
+        if event["event"] == "round_finished":
+            last[event["arm"], event["seed"], event.get("site", "")] = event
+        if event["event"] in TROUBLES:
+            troubles.append(event)
+    for (arm, seed, site), event in sorted(last.items()):
+        accuracy = event.get("accuracy")
+        shown = "" if accuracy is None else f"{100 * accuracy:.1f} %"
+        table.add_row(arm, str(seed), site, f"{event['round']} of {study.rounds.rounds}", shown)
+    console.print(f"{folder.path}  arms {', '.join(about['arms'])}  seeds {about['seeds']}", soft_wrap=True)
+    console.print(table)
+    for event in troubles:
+        what = f"{event['event']}: site {event.get('site') or '?'}, round {event.get('round', '?')}"
+        console.print(f"{what}: {event.get('fault', event.get('kind', ''))}", soft_wrap=True, markup=False)
+    finished = (folder.path / "report.html").exists()
+    console.print(f"report  {folder.path / 'report.html'}" if finished else "not finished", soft_wrap=True)
+
+
+TROUBLES = ("site_refused", "site_silent", "site_unreachable", "update_refused", "reply_refused")
+
+
+def named_arms(text: str) -> list[str]:
+    from server.arms import ARMS
+
+    named = [part.strip() for part in text.split(",") if part.strip()]
+    unknown = [name for name in named if name not in ARMS]
+    if unknown or not named:
+        raise UserError(f"--arms {text!r}: there is no arm {unknown[0] if unknown else ''!r}.",
+                        f"Choose from {', '.join(ARMS)}.")  # fmt: skip
+    return [arm for arm in ARMS if arm in named]
+
+
+def check_sites(study: Study) -> None:
+    """Every site's file is there and right, before a run folder is made.
+
+    Raises:
+        UserError: one is not.
+    """
+    from common.registry.config import read_registry_config
+
+    for site in study.sites.train + study.sites.unseen + study.sites.public:
+        path = Path(study.simulation.site_configs) / f"{site}.toml"
+        config = read_registry_config(path)
+        if config.site != site:
+            raise UserError(f"{path}: site = {config.site!r}, but the study calls it {site!r}.", "Use one name.")
+        if config.table.path and not Path(config.table.path).exists():
+            raise UserError(f"{path}: there is no file {config.table.path}.", config.table.get or "Correct table.path.")
+
+
+def go(folder: Any, cache: Path | None) -> None:
+    """Run what is left of a run and say where the report is."""
+    from platformdirs import user_cache_path
+
+    from server.arms import run_arms, workers_for
+    from server.watching import watching
+
+    study, about = folder.study(), folder.about()
+    seeds, arms = about["seeds"], about["arms"]
+    console.print(f"[bold]{study.title or study.name}[/bold]  SHA-256 {study.hash[:16]}", soft_wrap=True)
+    console.print(
+        f"{len(study.sites.train)} sites, {study.rounds.rounds} rounds of {study.rounds.local_steps} steps; arms "
+        f"{', '.join(arms)}; seeds {', '.join(str(seed) for seed in seeds)}; {workers_for(study)} processes",
+        soft_wrap=True,
+    )
+    console.print(f"run     {folder.path}", soft_wrap=True)
+    with watching(console, folder, study, seeds, arms) as watch:
+        result = run_arms(folder, cache or user_cache_path("wardround") / "models", watch)
+    console.print(arms_table(result))
+    console.print(f"report  {folder.path / 'report.html'}", soft_wrap=True)
+
+
+def arms_table(result: dict[str, Any]) -> Table:
+    """Accuracy with its 95 % interval, arm by split."""
+    splits = sorted({split for found in result["arms"].values() for split in found})
+    table = Table("arm", *(split.replace("_", " ") for split in splits), title="Accuracy, % [95 % interval]")
+    for arm, found in result["arms"].items():
+        table.add_row(arm.replace("_", " "), *(cell(found.get(split)) for split in splits))
+    return table
+
+
+def cell(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    low, high = found["ci95"]
+    return f"{100 * found['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence with its remedy and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True, highlight=False).print(f"{error.what}\n{error.remedy}", markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
