@@ -66,11 +66,18 @@ def percent_axis(axes: Axes, which: Literal["x", "y"]) -> None:
     axes.tick_params(length=0)
 
 
+def chance_is_far(arms: Mapping[str, Any]) -> bool:
+    """Whether a random letter is so far below everything else that showing it would squeeze the rest."""
+    others = [f["accuracy"] for arm, splits in arms.items() if arm != "random_letter" for f in splits.values()]
+    chance = [f["accuracy"] for f in arms.get("random_letter", {}).values()]
+    return bool(others and chance) and min(others) - min(chance) > max(others) - min(others)
+
+
 def forest(arms: Mapping[str, Any]) -> str:
     """Accuracy of every arm and yardstick with its interval, one panel a split; each seed a faint dot."""
     with matplotlib.rc_context(STYLE):
         splits = [s for s in SPLIT_NAMES if any(s in found for found in arms.values())]
-        names = [arm for arm in ARM_NAMES if arm in arms]
+        names = [arm for arm in ARM_NAMES if arm in arms and not (arm == "random_letter" and chance_is_far(arms))]
         figure = Figure(figsize=(9.6, 0.9 + 0.42 * len(names)))
         panels = figure.subplots(1, len(splits), sharex=True, sharey=True, squeeze=False)[0]
         for axes, split in zip(panels, splits, strict=True):
@@ -172,11 +179,11 @@ def by_feature(arms: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) 
         axes.set_ylim(-0.7, len(features) - 0.3)
         percent_axis(axes, "x")
         axes.grid(axis="y", color="#f1f3f5")
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=6, handletextpad=0.2, columnspacing=1.4)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=6, handletextpad=0.2, columnspacing=1.2)
         return as_uri(figure)
 
 
-def stacked(rows: Mapping[str, Mapping[str, float]], unit: str = "s") -> str:
+def stacked(rows: Mapping[str, Mapping[str, float]], unit: str = "seconds") -> str:
     """Horizontal stacked bars of seconds: arm -> what it was spent on."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.6, 0.9 + 0.42 * len(rows)))

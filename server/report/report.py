@@ -12,6 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from common.grpo.rewards import boxed_letter
 from server.report import charts, timeline, words
 from server.report.inputs import RunRecord, read_record
+from server.report.result import PAIRS
 from server.run_folder import write_atomic
 
 LETTERS = "ABCDE"
@@ -57,7 +58,8 @@ def render(record: RunRecord) -> str:
         yardsticks=words.YARDSTICKS,
         resamples=result.get("resamples", 0),
         p_value=words.p_value,
-        comparisons=result.get("comparisons", {}),
+        comparisons=in_order(result.get("comparisons", {})),
+        chance_left_out=charts.chance_is_far(result.get("arms", {})),
         gaps=result.get("gap_closed", {}),
         gap_bounds=result.get("gap_closed_ci95", {}),
         pictures=pictures(record),
@@ -65,6 +67,11 @@ def render(record: RunRecord) -> str:
         examples=examples(record),
         hash_matches=result.get("hash", record.study.hash) == record.study.hash,
     )
+
+
+def in_order(comparisons: Mapping[str, Any]) -> dict[str, Any]:
+    pairs = [f"{first}-{second}" for first, second in PAIRS]
+    return {pair: comparisons[pair] for pair in pairs if pair in comparisons}
 
 
 def utc(seconds: float) -> str:

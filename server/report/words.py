@@ -14,6 +14,7 @@ ARM_NAMES = {
 }
 YARDSTICKS = ("random_letter", "most_frequent", "gradient_boosting")
 SPLIT_NAMES = {"held_out": "held-out patients", "unseen_sites": "unseen hospitals"}
+SPLIT_PATIENTS = {"held_out": "held-out patients of the training sites", "unseen_sites": "patients of unseen hospitals"}
 
 
 def percent(share: float | None) -> str:
@@ -36,7 +37,7 @@ def point_bounds(ci: Sequence[float]) -> str:
 def p_value(p: float, resamples: int) -> str:
     """The smallest p that the resamples can show is written as a bound."""
     smallest = 1 / (resamples + 1)
-    return f"< {2 * smallest:.1g}" if p <= smallest * 1.5 else f"{p:.3f}"
+    return f"≤ {smallest:.1g}" if p < 1.5 * smallest else f"{p:.3f}"
 
 
 def size(n_bytes: float) -> str:
@@ -62,29 +63,31 @@ def disjoint(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     return first["ci95"][0] > second["ci95"][1] or second["ci95"][0] > first["ci95"][1]
 
 
-def headline(result: Mapping[str, Any]) -> list[str]:
-    """What came out of federated against base, one sentence a split; empty while that is not known."""
+def headline(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What came out of federated against base: a sentence and its particulars for each split; empty while that is not
+    known."""
     sentences = []
-    for split, where in SPLIT_NAMES.items():
+    for split, whom in SPLIT_PATIENTS.items():
         found = result.get("comparisons", {}).get("federated-base", {}).get(split)
         if found is None:
             continue
-        arms = {arm: result["arms"][arm][split] for arm in ("federated", "base")}
-        difference, (low, high) = found["difference"], found["ci95"]
-        asked = f"{arms['federated']['n_questions']:,} questions about {arms['federated']['n_patients']:,} {where}"
-        figures = f"{percent(arms['federated']['accuracy'])} against {percent(arms['base']['accuracy'])}"
-        gap = f"{abs(100 * difference):.1f} points"
-        interval = f"95 % interval of the difference {point_bounds((low, high))} points"
+        federated, base = result["arms"]["federated"][split], result["arms"]["base"][split]
+        low, high = found["ci95"]
+        figures = f"{percent(federated['accuracy'])} against {percent(base['accuracy'])}"
         if low > 0 or high < 0:
             verb = "better" if low > 0 else "worse"
-            apart = "do not overlap" if disjoint(*arms.values()) else "overlap, the paired difference is clear"
             sentence = (
-                f"The federated model answered {gap} {verb} than the base model: {figures} on {asked} "
-                f"({interval}; the two arms' own intervals {apart})."
+                f"On {whom}, the federated model is {abs(100 * found['difference']):.1f} points {verb} than the base "
+                f"model: {figures}."
             )
         else:
-            sentence = f"The federated model cannot be told from the base model: {figures} on {asked} ({interval})."
-        sentences.append(sentence)
+            sentence = f"On {whom}, the federated model cannot be told from the base model: {figures}."
+        apart = "do not overlap" if disjoint(federated, base) else "overlap"
+        detail = (
+            f"95 % interval of the difference {point_bounds((low, high))} points; the two arms' own intervals {apart}. "
+            f"{federated['n_questions']:,} questions about {federated['n_patients']:,} patients."
+        )
+        sentences.append((sentence, detail))
     return sentences
 
 

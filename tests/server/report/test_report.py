@@ -134,7 +134,7 @@ def test_the_whole_report(finished: RunFolder):
     federated = result["arms"]["federated"]["held_out"]
     gain = result["comparisons"]["federated-base"]["held_out"]["difference"]
     text = re.sub(r"\s+", " ", shown.text)
-    assert f"answered {100 * gain:.1f} points better than the base model" in text
+    assert f"the federated model is {100 * gain:.1f} points better than the base model" in text
     assert f"{100 * federated['accuracy']:.1f} %" in text
     assert f"{100 * federated['ci95'][0]:.1f} to {100 * federated['ci95'][1]:.1f}" in text
     assert "above base in 2 of 2 seeds" in text
