@@ -155,6 +155,7 @@ def examples(record: RunRecord) -> list[dict[str, Any]]:
                 "right": boxed_letter(text) == key,
             }
             for arm, text in example["completions"].items()
+            if text is not None
         ]
         out.append({**example, "key": key, "said": said})
     return out

@@ -81,7 +81,7 @@ def reward_curves(record: RunRecord) -> Panels:
 
 
 def time_spent(record: RunRecord) -> dict[str, dict[str, float]]:
-    """Arm -> what -> seconds over its rounds and seeds; for the whole run, what the result says."""
+    """Arm -> what -> seconds over its rounds, seeds and sites; without rounds, what the result says of all arms."""
     rows: dict[str, dict[str, float]] = {}
     for arm in ARM_NAMES:
         for event in record.of("round_finished"):
@@ -89,9 +89,8 @@ def time_spent(record: RunRecord) -> dict[str, dict[str, float]]:
                 row = rows.setdefault(ARM_NAMES[arm], {})
                 for what, seconds in event.get("seconds", {}).items():
                     row[what] = row.get(what, 0.0) + seconds
-    total = {what: seconds for what, seconds in record.result.get("seconds", {}).items() if what in SPENT}
-    if total:
-        rows["Whole run"] = total
+    if not rows:
+        rows["All arms"] = {what: s for what, s in record.result.get("seconds", {}).items() if what in SPENT}
     return {name: parts for name, parts in rows.items() if sum(parts.values()) > 0}
 
 

@@ -76,7 +76,7 @@ def write_rounds(run: RunFolder, rounds: int) -> None:
 
 
 def write_examples(run: RunFolder) -> None:
-    completions = {"base": "I do not know.", "federated": "The focus is <script>. \\boxed{B}"}
+    completions = {"base": "I do not know.", "local": None, "federated": "The focus is <script>. \\boxed{B}"}
     example = {"prompt": "[Who]\nAge: 63\n\nQuestion: ...", "choices": ["lung", "urine"], "answer": 1,
                "feature": "focus", "completions": completions}  # fmt: skip
     write_json(run.path / "examples.json", [example])
