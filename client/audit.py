@@ -61,9 +61,11 @@ def first_broken(path: Path) -> int | None:
     for n, line in enumerate(whole_lines(path)):
         try:
             entry = json.loads(line)
-            claimed = entry.pop("hash")
-        except (json.JSONDecodeError, KeyError, AttributeError):
+        except json.JSONDecodeError:
             return n
+        if not isinstance(entry, dict):
+            return n
+        claimed = entry.pop("hash", None)
         if entry.get("n") != n or entry.get("previous") != previous or digest(entry) != claimed:
             return n
         previous = claimed

@@ -7,15 +7,19 @@ from pathlib import Path
 
 import polars as pl
 
+from common.errors import UserError
 from common.evaluation.answering import answer
 from common.evaluation.yardsticks import TrainingRecords, gradient_boosting, most_frequent, random_letter
-from common.models.policy import load_policy, load_trainable
+from common.models.builtin import build_builtin
+from common.models.policy import BUILT_IN, load_policy, load_trainable
+from common.models.transfer import folder_sha256
+from common.registry.registry import concat_registries
 from common.study import Study
 from common.update.tensors import State
 from server.centralized import Cohort, train_cohort
 from server.frames import SPLITS, Frames, build_frames, keep, registries
 from server.round_store import RoundStore
-from server.run_folder import EventLog, RunFolder, read_json
+from server.run_folder import EventLog, RunFolder, read_json, write_json
 from server.simulation import simulate_federated
 from server.workers import Job
 
@@ -27,6 +31,8 @@ def answered_path(folder: RunFolder, job: Job, split: str) -> Path:
 
 
 def is_done(folder: RunFolder, job: Job) -> bool:
+    if job.arm == "model":
+        return (folder.seed(job.seed) / "base.json").exists()
     if job.arm == "questions":
         return (folder.seed(job.seed) / "questions" / "done.json").exists()
     arms = YARDSTICKS if job.arm == "yardsticks" else (job.arm,)
@@ -34,25 +40,63 @@ def is_done(folder: RunFolder, job: Job) -> bool:
     return all(answered_path(folder, each, split).exists() for each in jobs for split in SPLITS)
 
 
-def work(run: Path, job: Job) -> None:
-    """Do one job; done ones end at once."""
+def work(run: Path, job: Job, cache: Path) -> None:
+    """Do one job; done ones end at once.
+
+    Args:
+        cache: folder of built models.
+    """
     folder = RunFolder(run)
     if is_done(folder, job):
         return
     study = folder.study().with_seed(job.seed)
+    always = {"arm": job.arm, "seed": job.seed} | ({"site": job.site} if job.site else {})
+    log = folder.log(**always)
+    if job.arm == "model":
+        prepare_model(folder, study, cache, log)
+        return
     frames = build_frames(study, folder.seed(job.seed) / "questions")
     if job.arm == "questions":
         return
-    always = {"arm": job.arm, "seed": job.seed} | ({"site": job.site} if job.site else {})
-    log = folder.log(**always)
     log.write("arm_started")
     if job.arm == "yardsticks":
         measure(folder, study, frames, job.seed)
     else:
-        model = Path(read_json(folder.seed(job.seed) / "base.json")["folder"])
+        model = base_model(folder, job.seed)
         state = train(folder, study, frames, model, job, log)
         examine(folder, study, frames, model, state, job)
     log.write("arm_finished")
+
+
+def prepare_model(folder: RunFolder, study: Study, cache: Path, log: EventLog) -> None:
+    """Have the seed's base model, and note where it is and what it is."""
+
+    def progress(done: int, total: int) -> None:
+        if done % max(1, total // 20) == 0 or done == total:
+            log.write("base_model", done=done, total=total)
+
+    base = Path(study.model.base)
+    if study.model.base == BUILT_IN:
+        public = registries(study, study.sites.public)
+        pooled = public[0] if len(public) == 1 else concat_registries(public, "public")
+        base = build_builtin(study, pooled, cache, progress)
+    digest = folder_sha256(base) if base.is_dir() else ""
+    write_json(folder.seed(study.seed) / "base.json", {"folder": str(base), "sha256": digest})
+
+
+def base_model(folder: RunFolder, seed: int) -> Path:
+    """The folder (or hub name) of the seed's base model.
+
+    Raises:
+        UserError: it is no longer the model that the run began with.
+    """
+    note = read_json(folder.seed(seed) / "base.json")
+    base = Path(note["folder"])
+    if note["sha256"] and (not base.is_dir() or folder_sha256(base) != note["sha256"]):
+        raise UserError(
+            f"{base}: the base model is not the one that this run began with.", "Put it back, or start a new run."
+        )
+    return base
 
 
 def train(folder: RunFolder, study: Study, frames: Frames, model: Path, job: Job, log: EventLog) -> State | None:

@@ -1,7 +1,7 @@
 """All arms of a study on this machine: prepare, run the jobs, sum up.
 
-Order of work: the base model of each seed; the questions of each seed; then every arm of every seed in worker
-processes, the longest first; after each arm the results so far.
+Order of work, in worker processes: the base model and the questions of each seed; then every arm of every seed,
+the longest first; then the results and the report.
 """
 
 import fcntl
@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,6 @@ from server.workers import Job, run_jobs
 MODEL_ARMS = ("base", "local", "federated", "centralized")
 ARMS = (*MODEL_ARMS, "yardsticks")
 MOST_EXAMPLES = 6
-
-
-@dataclass(frozen=True)
-class Watch:
-    """What is told to whoever watches: a step of preparing, and finished jobs (empty lists in between)."""
-
-    preparing: Callable[[int, str, float], None]
-    """(seed, what, share done in [0, 1])"""
-    tick: Callable[[list[Job]], None]
 
 
 @contextmanager
@@ -64,30 +54,10 @@ def jobs_of(study: Study, seeds: list[int], arms: list[str]) -> list[Job]:
     return jobs
 
 
-def prepare(folder: RunFolder, cache: Path, seeds: list[int], watch: Watch) -> None:
-    """The base model of each seed, and its place in the run folder.
-
-    Raises:
-        UserError: the model cannot be had, or is no longer the one that the run began with.
-    """
-    from common.models.builtin import prepare_base
-    from common.models.policy import BUILT_IN
-    from common.models.transfer import folder_sha256
-    from server.frames import registries
-
+def prepare(folder: RunFolder, seeds: list[int]) -> None:
+    """Each seed's own study file, which the coordinator's app reads."""
     for seed in seeds:
-        study = folder.study().with_seed(seed)
-        public = registries(study, study.sites.public) if study.model.base == BUILT_IN else []
-        base = prepare_base(study, public, cache, partial(watch.preparing, seed))
-        digest = folder_sha256(base) if base.is_dir() else ""
-        note = folder.seed(seed) / "base.json"
-        if note.exists() and read_json(note)["sha256"] != digest:
-            raise UserError(
-                f"{base}: the base model is not the one that this run began with.", "Start a new run with this model."
-            )
-        text = study.to_toml()
-        write_text(folder.seed(seed) / "study.toml", text)
-        write_json(note, {"folder": str(base), "sha256": digest})
+        write_text(folder.seed(seed) / "study.toml", folder.study().with_seed(seed).to_toml())
 
 
 def collect(folder: RunFolder, study: Study, seeds: list[int], arms: list[str]) -> dict[tuple[str, int, str], Any]:
@@ -166,8 +136,12 @@ def workers_for(study: Study) -> int:
     return study.simulation.workers or len(os.sched_getaffinity(0))
 
 
-def run_arms(folder: RunFolder, cache: Path, watch: Watch) -> dict[str, Any]:
+def run_arms(folder: RunFolder, cache: Path, tick: Callable[[list[Job]], None]) -> dict[str, Any]:
     """Do what is left of a run, from wherever it stands.
+
+    Args:
+        cache: folder of built models.
+        tick: called several times a second, with the jobs that finished since.
 
     Returns:
         the content of `result.json`; `report.html` is written too.
@@ -183,12 +157,13 @@ def run_arms(folder: RunFolder, cache: Path, watch: Watch) -> dict[str, Any]:
         seeds, arms = about["seeds"], about["arms"]
         log = folder.log()
         log.write("run_started" if not (folder.path / "result.json").exists() else "run_resumed")
-        prepare(folder, cache, seeds, watch)
+        prepare(folder, seeds)
+        do = partial(work, cache=cache)
         workers = workers_for(study)
-        questions = [job for seed in seeds if not is_done(folder, job := Job(seed, "questions"))]
-        run_jobs(folder.path, questions, work, workers, watch.tick)
+        first = [Job(seed, arm) for arm in ("model", "questions") for seed in seeds]
+        run_jobs(folder.path, [job for job in first if not is_done(folder, job)], do, workers, tick)
         left = [job for job in jobs_of(study, seeds, arms) if not is_done(folder, job)]
-        run_jobs(folder.path, left, work, workers, watch.tick)
+        run_jobs(folder.path, left, do, workers, tick)
         result = sum_up(folder, study, seeds, arms, complete=True)
         write_json(folder.path / "examples.json", examples(collect(folder, study, seeds[:1], arms), seeds[0]))
         log.write("run_finished", seconds=time.time() - about["started"])

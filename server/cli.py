@@ -161,8 +161,8 @@ def go(folder: Any, cache: Path | None) -> None:
         soft_wrap=True,
     )
     console.print(f"run     {folder.path}", soft_wrap=True)
-    with watching(console, folder, study, seeds, arms) as watch:
-        result = run_arms(folder, cache or user_cache_path("wardround") / "models", watch)
+    with watching(console, folder, study, seeds, arms) as tick:
+        result = run_arms(folder, cache or user_cache_path("wardround") / "models", tick)
     console.print(arms_table(result))
     console.print(f"report  {folder.path / 'report.html'}", soft_wrap=True)
 

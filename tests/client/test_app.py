@@ -1,0 +1,191 @@
+"""The site's app under messages that it must not answer: what leaves is a number and a fixed sentence, and the audit
+log has it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from client import policy
+from client.app import app
+from client.audit import first_broken
+from client.egress import REFUSALS, Asked, Configured, Door, Trained, answer, records
+from client.policy import Policy, Refusal
+from common.errors import UserError
+from common.study import Study, parse_study
+from common.update.tensors import BadUpdate
+
+SECRET = "Mrs Example, 1931-04-02"
+REGISTRY = Path(__file__).parents[2] / "site_configs" / "synthetic" / "_registry.toml"
+
+
+@pytest.fixture(autouse=True)
+def identity() -> None:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+
+def study(**tables: Any) -> Study:
+    values = {"name": "small", "sites": {"train": ["a"]}, "model": {"base": "nowhere"}}
+    return parse_study(values | tables, "test")
+
+
+def site_file(folder: Path, patients: int = 120, client: str = "") -> Path:
+    path = folder / "a.toml"
+    path.write_text(
+        f'extends = "{REGISTRY}"\nsite = "a"\n[synthetic]\npatients = {patients}\nseed = 1\n{client}'
+    )
+    return path
+
+
+def context_of(path: Path, **more: bool | str) -> Context:
+    node = {"site-config": str(path), "state-dir": str(path.parent / "state"), **more}
+    return Context(1, 2, node, RecordDict(), {})
+
+
+def ask(kind: str, context: Context, **content: ConfigRecord | ArrayRecord) -> Message:
+    message = Message(RecordDict(dict(content)), 2, kind)
+    message.metadata.__dict__["_message_id"] = "m"
+    return app(message, context)
+
+
+def configure(context: Context, wanted: Study, digest: str | None = None) -> Message:
+    record = ConfigRecord({"json": json.dumps(wanted.canonical()), "hash": digest or wanted.hash})
+    return ask("query.configure", context, study=record)
+
+
+def audit_kinds(context: Context) -> list[str]:
+    log = Path(str(context.node_config["state-dir"])) / "audit.jsonl"
+    assert first_broken(log) is None
+    return [json.loads(line)["kind"] for line in log.read_text().splitlines()]
+
+
+def test_a_site_says_its_name_and_logs_it(tmp_path: Path) -> None:
+    context = context_of(site_file(tmp_path))
+    assert ask("query.describe", context).content.config_records["site"]["name"] == "a"
+    assert audit_kinds(context) == ["Described"]
+
+
+def test_a_study_that_was_not_approved_is_refused(tmp_path: Path) -> None:
+    context = context_of(site_file(tmp_path))
+    reply = configure(context, study())
+    assert (reply.error.code, reply.error.reason) == (policy.NOT_APPROVED, REFUSALS[policy.NOT_APPROVED])
+    assert audit_kinds(context) == ["Refused"]
+
+
+def test_a_study_approved_by_its_hash_is_taken(tmp_path: Path) -> None:
+    approved = f'[client.policy]\napproved = ["{study().hash}"]\n'
+    context = context_of(site_file(tmp_path, client=approved))
+    counts = configure(context, study()).content.metric_records["counts"]
+    assert counts["patients"] >= policy.MINIMUM_PATIENTS and counts["questions"] > counts["patients"]
+
+
+def test_an_approval_does_not_cover_a_changed_study(tmp_path: Path) -> None:
+    approved = f'[client.policy]\napproved = ["{study().hash}"]\n'
+    context = context_of(site_file(tmp_path, client=approved))
+    other = study(seed=2)
+    assert configure(context, other).error.code == policy.NOT_APPROVED
+    assert configure(context, other, digest=study().hash).error.code == policy.NOT_THE_STUDY
+
+
+def test_a_withdrawn_approval_stops_training(tmp_path: Path) -> None:
+    context = context_of(site_file(tmp_path), **{"approve-all": True})
+    assert configure(context, study()).has_content()
+    later = context_of(site_file(tmp_path))
+    record = ConfigRecord({"hash": study().hash, "run": "r", "round": 1, "first_step": 0, "steps": 1})
+    assert ask("train", later, round=record, model=ArrayRecord({})).error.code == policy.NOT_APPROVED
+
+
+def test_too_few_patients_stay_at_home(tmp_path: Path) -> None:
+    small = site_file(tmp_path, client="[client.policy]\nminimum_patients = 500\n")
+    context = context_of(small, **{"approve-all": True})
+    assert configure(context, study()).error.code == policy.TOO_FEW_PATIENTS
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"hash": 3, "run": "r", "round": 1, "first_step": 0, "steps": 1},
+        {"hash": "../../etc", "run": "r", "round": 1, "first_step": 0, "steps": 1},
+        {"hash": "0" * 64, "run": "r", "round": 1, "first_step": 0, "steps": 1},
+    ],
+)
+def test_a_malformed_question_is_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
+    context = context_of(site_file(tmp_path), **{"approve-all": True})
+    reply = ask("train", context, round=ConfigRecord(fields), model=ArrayRecord({}))
+    assert reply.error.code in (policy.BAD_REQUEST, policy.NOT_CONFIGURED)
+    assert audit_kinds(context) == ["Refused"]
+
+
+@pytest.mark.parametrize("run", ["../r", "R", "", "a/b", "a" * 101])
+def test_a_run_name_that_is_no_plain_name_is_refused(tmp_path: Path, run: str) -> None:
+    context = context_of(site_file(tmp_path), **{"approve-all": True})
+    configure(context, study())
+    record = ConfigRecord({"hash": study().hash, "run": run, "round": 1, "first_step": 0, "steps": 1})
+    assert ask("train", context, round=record, model=ArrayRecord({})).error.code == policy.BAD_REQUEST
+
+
+def door(folder: Path) -> Door:
+    return Door("a", Policy(), folder)
+
+
+def question() -> Message:
+    message = Message(RecordDict(), 2, "train")
+    message.metadata.__dict__["_message_id"] = "m"
+    return message
+
+
+@pytest.mark.parametrize("error", [ValueError(SECRET), UserError(SECRET, SECRET), KeyError(SECRET), OSError(SECRET)])
+def test_what_an_exception_says_stays_here(tmp_path: Path, error: Exception) -> None:
+    def work() -> Configured:
+        raise error
+
+    reply = answer(door(tmp_path), Asked(), question(), work)
+    assert reply.error.reason in REFUSALS.values()
+    assert SECRET not in repr(reply) and SECRET not in (tmp_path / "audit.jsonl").read_text()
+    assert SECRET in (tmp_path / "errors.log").read_text()
+
+
+def trained(**changes: Any) -> Trained:
+    model = {"w": torch.zeros(2)}
+    values = {"update": {"w": torch.zeros(2, dtype=torch.int32)}, "model": model, "round": 1, "patients": 20,
+              "questions": 40, "reward": 0.5, "informative": 0.5, "generating_s": 1.0, "learning_s": 1.0}  # fmt: skip
+    return Trained(**(values | changes))
+
+
+def test_only_what_the_allow_list_names_leaves(tmp_path: Path) -> None:
+    content = records(trained(), door(tmp_path))
+    assert {name: set(record) for name, record in content.items()} == {
+        "update": {"w"},
+        "manifest": {"round", "sha256"},
+        "metrics": {"patients", "questions", "reward", "informative", "generating_s", "learning_s"},
+    }
+
+
+@pytest.mark.parametrize("figure", ["reward", "informative", "generating_s", "learning_s"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_figure_that_is_not_finite_does_not_leave(tmp_path: Path, figure: str, value: float) -> None:
+    with pytest.raises(Refusal):
+        records(trained(**{figure: value}), door(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        {"w": torch.zeros(2, dtype=torch.int32), SECRET: torch.zeros(1, dtype=torch.int32)},
+        {SECRET: torch.zeros(2, dtype=torch.int32)},
+        {"w": torch.zeros(2000, dtype=torch.int32)},
+    ],
+)
+def test_tensors_that_the_model_does_not_have_do_not_leave(tmp_path: Path, update: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(BadUpdate):
+        records(trained(update=update), door(tmp_path))
+
+
+def test_an_update_of_too_few_patients_does_not_leave(tmp_path: Path) -> None:
+    with pytest.raises(Refusal):
+        records(trained(patients=policy.MINIMUM_PATIENTS - 1), door(tmp_path))
