@@ -87,6 +87,7 @@ def pictures(record: RunRecord) -> dict[str, dict[str, str]]:
     """Name -> `uri` and `alt`; only those that the run has figures for."""
     out = {}
     arms = record.result.get("arms", {})
+    names = feature_names(arms)
     if arms:
         alt = "; ".join(
             f"{words.ARM_NAMES[arm]} on {words.SPLIT_NAMES[split]} {words.percent(found['accuracy'])}"
@@ -97,11 +98,9 @@ def pictures(record: RunRecord) -> dict[str, dict[str, str]]:
     for split, where in words.SPLIT_NAMES.items():
         parts = {a: splits[split]["by_feature"] for a, splits in arms.items() if split in splits}
         if parts:
-            names = {column: figures["name"] for found in parts.values() for column, figures in found.items()}
             out[f"features_{split}"] = {
                 "uri": charts.by_feature(parts, names),
-                "alt": f"Accuracy of each arm for each of {len(names)} features on {where}; the same figures stand in "
-                "the table below.",
+                "alt": f"Accuracy of each arm for each feature on {where}; the same figures stand in the table below.",
             }
     panels, baselines = timeline.learning_curves(record)
     if panels:
@@ -143,7 +142,14 @@ def traffic(record: RunRecord) -> dict[str, Any] | None:
         len(sent) for _, _, sent in rows)}  # fmt: skip
 
 
+def feature_names(arms: Mapping[str, Any]) -> dict[str, str]:
+    """Column -> the name that prompts print."""
+    parts = [found["by_feature"] for splits in arms.values() for found in splits.values()]
+    return {column: figures["name"] for part in parts for column, figures in part.items()}
+
+
 def examples(record: RunRecord) -> list[dict[str, Any]]:
+    names = feature_names(record.result.get("arms", {}))
     out = []
     for example in record.examples[:MOST_EXAMPLES]:
         key = LETTERS[example["answer"]]
@@ -157,5 +163,6 @@ def examples(record: RunRecord) -> list[dict[str, Any]]:
             for arm, text in example["completions"].items()
             if text is not None
         ]
-        out.append({**example, "key": key, "said": said})
+        name = names.get(example["feature"], example["feature"])
+        out.append({**example, "name": name, "key": key, "said": said})
     return out
