@@ -72,10 +72,14 @@ class Builtin(Strict):
     hidden: Positive = 64
     layers: Positive = 2
     heads: Positive = 4
-    vocabulary: Positive = 768
-    warmup_steps: Positive = 400
-    warmup_batch: Positive = 32
+    vocabulary: int = Field(default=2048, ge=300)
+    warmup_steps: Positive = 600
+    warmup_batch: Positive = 24
+    """Synthetic records per warm-up step."""
     warmup_lr: float = Field(default=3e-3, gt=0)
+    questions_per_record: int = Field(default=8, ge=2)
+    practice_worlds: int = Field(default=4, ge=0)
+    """Invented worlds for practice questions; 0 for none."""
     lookup_share: float = Field(default=0.6, ge=0, lt=1)
     """Share of warm-up questions that ask for a value the record shows (teaches reading and letters)."""
 

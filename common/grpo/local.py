@@ -1,0 +1,231 @@
+"""K local GRPO steps of a site, and of the centralized baseline alike.
+
+Everything a step depends on beside weights and optimiser state is derived from (seed, stream, step): which
+questions, the sampling, the learning rate. So a site keeps nothing but the optimiser's state between
+rounds, and a killed round is simply computed again with the same result.
+"""
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from transformers import get_scheduler
+from trl import GRPOConfig
+
+from common.errors import UserError
+from common.grpo.rewards import right_letter
+from common.grpo.trainer import PrefixTrainer
+from common.models.policy import Policy, trainable_parameters
+from common.study import Study
+
+LETTERS = "ABCDE"
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    first_step: int
+    steps: int
+    seconds: dict[str, float]
+    """`generating` and `learning`, wall-clock."""
+    rewards: list[float]
+    """Mean reward of each step's completions."""
+    informative: list[float]
+    """Share of each step's groups whose advantages are not all zero."""
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from the parts' text; the same on every machine."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+class LocalTrainer:
+    """Takes GRPO steps on one cohort's questions.
+
+    Args:
+        policy: the model in place; `run` trains it from the weights it holds.
+        study: decides group size, learning rate, loss.
+        questions: question frame (docs/design.md); too long prompts are left out, `left_out` counts them.
+        stream: names the cohort; randomness derives from it. The same for one site and for centralized
+            training on that one site.
+        total_steps: optimiser steps of the whole run, for the learning-rate schedule.
+    """
+
+    def __init__(
+        self, policy: Policy, study: Study, questions: pl.DataFrame, stream: str, total_steps: int | None = None
+    ) -> None:
+        self.policy, self.study, self.stream = policy, study, stream
+        self.total_steps = total_steps or study.total_steps
+        grpo = study.grpo
+        texts = [policy.prompt_text(s, p) for s, p in questions.select("system", "prompt").iter_rows()]
+        fits = [len(ids) <= grpo.max_prompt_tokens for ids in policy.encode(texts)] if texts else []
+        self.left_out = len(fits) - sum(fits)
+        letters = [LETTERS[index] for index in questions["answer"]]
+        self.rows = [
+            {"prompt": text, "letter": letter}
+            for text, letter, fit in zip(texts, letters, fits, strict=True)
+            if fit
+        ]
+        if len(self.rows) < grpo.prompts_per_step:
+            raise UserError(
+                f"{stream}: {len(self.rows)} training questions are fewer than grpo.prompts_per_step = "
+                f"{grpo.prompts_per_step}.",
+                "Lower grpo.prompts_per_step or raise questions.per_patient.",
+            )
+        self.trainer = self._build()
+        # TRL patches the model's forward; the method works on the layers below it, so the patch is taken off
+        # again and many trainers on one model do not stack.
+        vars(self._patched()).pop("forward", None)
+
+    def _patched(self) -> torch.nn.Module:
+        from common.grpo.prefix import causal_model
+
+        return causal_model(self.policy.model)
+
+    def _build(self) -> PrefixTrainer:
+        grpo = self.study.grpo
+        bf16 = self.study.model.dtype == "bfloat16"
+        args = GRPOConfig(
+            # TRL makes this folder at once; nothing is ever saved there.
+            output_dir=str(Path(tempfile.gettempdir()) / "wardround-trainer"),
+            per_device_train_batch_size=grpo.prompts_per_step * grpo.group_size,
+            gradient_accumulation_steps=1,
+            steps_per_generation=1,
+            num_generations=grpo.group_size,
+            max_completion_length=grpo.max_completion_tokens,
+            temperature=grpo.temperature,
+            loss_type=grpo.loss_type,
+            scale_rewards=grpo.scale_rewards,
+            beta=grpo.beta,
+            max_steps=self.total_steps,
+            learning_rate=grpo.learning_rate,
+            weight_decay=grpo.weight_decay,
+            bf16=bf16,
+            gradient_checkpointing=False,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(),
+            seed=derive_seed(self.study.seed) % 2**31,
+        )
+        trainer = PrefixTrainer(
+            policy=self.policy,
+            reward_funcs=right_letter,
+            args=args,
+            train_dataset=Dataset.from_list(self.rows[:1]),
+        )
+        if self.study.model.trainable == "lora" and grpo.beta:
+            # TRL takes the adapter it finds as the reference; the reference here is the base model.
+            trainer.model.delete_adapter("ref")
+        trainer.current_gradient_accumulation_steps = 1
+        return trainer
+
+    def batch(self, step: int) -> list[dict[str, str]]:
+        """The questions of a step: epochs of a seeded shuffle, position derived from the step."""
+        size, total = self.study.grpo.prompts_per_step, len(self.rows)
+        out = []
+        for position in range(step * size, (step + 1) * size):
+            epoch, index = divmod(position, total)
+            out.append(self.rows[self._order(epoch)[index]])
+        return out
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            seed = derive_seed(self.study.seed, self.stream, "order", epoch)
+            self._orders = {epoch: np.random.default_rng(seed).permutation(len(self.rows))} | {
+                e: o for e, o in self._orders.items() if e == epoch - 1
+            }
+        return self._orders[epoch]
+
+    _orders: dict[int, np.ndarray] = {}
+
+    def run(
+        self, first_step: int, steps: int, state_dir: Path, on_step: Callable[[int, float], None] | None = None
+    ) -> LocalResult:
+        """Train `steps` steps from the weights in the policy.
+
+        Args:
+            first_step: how many steps of the run this cohort has taken before.
+            state_dir: optimiser state is read from `optimizer-<first_step>.safetensors` (absent at step 0) and
+                written to `optimizer-<first_step + steps>.safetensors`; the previous one is kept, so that a
+                round can be computed again.
+            on_step: called with (step, mean reward) after each step.
+        """
+        grpo = self.study.grpo
+        model, trainer = self.policy.model, self.trainer
+        parameters = trainable_parameters(self.policy)
+        optimizer = torch.optim.AdamW(parameters.values(), lr=grpo.learning_rate, weight_decay=grpo.weight_decay)
+        if first_step:
+            load_optimizer(optimizer, list(parameters), state_dir / f"optimizer-{first_step}.safetensors")
+        scheduler = get_scheduler(
+            {"constant": "constant_with_warmup"}.get(grpo.schedule, grpo.schedule),
+            optimizer,
+            num_warmup_steps=round(grpo.warmup_ratio * self.total_steps),
+            num_training_steps=self.total_steps,
+        )
+        for lambdas in (scheduler.lr_lambdas,):
+            for group, scale in zip(optimizer.param_groups, lambdas, strict=True):
+                group["lr"] = grpo.learning_rate * scale(first_step)
+        trainer.generating_seconds = 0.0
+        trainer._step = 0
+        rewards, informative = [], []
+        start = time.perf_counter()
+        model.train()
+        for step in range(first_step, first_step + steps):
+            torch.manual_seed(derive_seed(self.study.seed, self.stream, "step", step))
+            rows = [row for row in self.batch(step) for _ in range(grpo.group_size)]
+            for group, scale in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+                group["lr"] = grpo.learning_rate * scale(step)
+            trainer.training_step(model, rows, None)
+            torch.nn.utils.clip_grad_norm_(parameters.values(), grpo.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            metrics = trainer._metrics["train"]
+            rewards.append(metrics["reward"][-1])
+            informative.append(1.0 - metrics["frac_reward_zero_std"][-1])
+            if on_step:
+                on_step(step, rewards[-1])
+        model.eval()
+        trainer._metrics["train"].clear()
+        seconds = time.perf_counter() - start
+        save_optimizer(optimizer, list(parameters), state_dir / f"optimizer-{first_step + steps}.safetensors")
+        for old in state_dir.glob("optimizer-*.safetensors"):
+            if int(old.stem.split("-")[1]) not in (first_step, first_step + steps):
+                old.unlink()
+        return LocalResult(
+            first_step,
+            steps,
+            {"generating": trainer.generating_seconds, "learning": seconds - trainer.generating_seconds},
+            rewards,
+            informative,
+        )
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, names: list[str], path: Path) -> None:
+    """Write AdamW's moments and step counts, atomically."""
+    tensors = {}
+    for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"{key}/{name}"] = value.detach().cpu().contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary)
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, names: list[str], path: Path) -> None:
+    tensors = load_file(path)
+    for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
+        keys = ("step", "exp_avg", "exp_avg_sq")
+        optimizer.state[parameter] = {key: tensors[f"{key}/{name}"] for key in keys}

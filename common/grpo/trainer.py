@@ -1,0 +1,63 @@
+"""TRL's GRPOTrainer with each prompt computed once per group.
+
+Losses, advantages, KL and metrics stay TRL's. Two seams are used: `rollout_func` (public) generates, and
+`_get_per_token_logps_and_entropies` (the one place where TRL runs the model in learning) scores.
+"""
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from trl import GRPOTrainer
+
+from common.grpo.prefix import completion_logps, sample
+from common.models.policy import Policy
+
+
+class PrefixTrainer(GRPOTrainer):
+    """GRPOTrainer on shared prefixes. `policy` is the model being trained with its tokenizer."""
+
+    def __init__(self, policy: Policy, **kwargs: Any) -> None:
+        self.policy = policy
+        self.generating_seconds = 0.0
+        super().__init__(model=policy.model, rollout_func=rollout, processing_class=policy.tokenizer, **kwargs)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **images: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Per-token log-probabilities `[B, C]` and entropies `[B, C]` of the completions (TRL's contract)."""
+        assert not compute_aux_loss and all(value is None for value in images.values())
+        logps, entropies = completion_logps(model, input_ids, attention_mask, logits_to_keep, self.temperature)
+        return logps, entropies if compute_entropy else None, None
+
+
+def rollout(prompts: list[str], trainer: PrefixTrainer) -> dict[str, Any]:
+    """Sample a group of completions for each prompt; `prompts` comes with each prompt `group` times in a row."""
+    group = trainer.num_generations
+    policy = trainer.policy
+    start = time.perf_counter()
+    prompt_ids = policy.encode(prompts[::group])
+    completion_ids = sample(
+        trainer.model,
+        prompt_ids,
+        group,
+        trainer.max_completion_length,
+        trainer.temperature,
+        policy.eos,
+        policy.pad,
+    )
+    trainer.generating_seconds += time.perf_counter() - start
+    return {
+        "prompt_ids": [ids for ids in prompt_ids for _ in range(group)],
+        "completion_ids": completion_ids,
+        "logprobs": None,
+    }

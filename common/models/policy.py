@@ -1,0 +1,128 @@
+"""A model, its tokenizer and what of it is trained.
+
+The federated state is the flat, sorted dict of trainable tensors: every parameter (`all`) or the LoRA
+factors (`lora`; with A frozen, B alone, whose mean over sites is the exact mean of the products).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from common.errors import UserError
+from common.study import Model, Study
+
+BUILT_IN = "built-in"
+
+
+@dataclass(frozen=True)
+class Policy:
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    prefill: str
+    """Text that opens the assistant's turn (C-Reason: "Let's think step by step.")."""
+    answer_cue: str
+    """Text after which the next token is the letter: the reading by likelihood."""
+
+    @property
+    def eos(self) -> list[int]:
+        assert self.tokenizer.eos_token_id is not None
+        return [int(self.tokenizer.eos_token_id)]
+
+    @property
+    def pad(self) -> int:
+        assert self.tokenizer.pad_token_id is not None
+        return int(self.tokenizer.pad_token_id)
+
+    def prompt_text(self, system: str, prompt: str) -> str:
+        """The whole text before the completion.
+
+        A chat template that drops the system turn gets that text in front of the user turn.
+        """
+        tokenizer = self.tokenizer
+        if tokenizer.chat_template is None:
+            return f"{system}\n\n{prompt}\n{self.prefill}"
+        user = {"role": "user", "content": prompt}
+        turns = [{"role": "system", "content": system}, user]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        alone = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
+        if text == alone:
+            user = {"role": "user", "content": f"{system}\n\n{prompt}"}
+            text = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
+        assert isinstance(text, str)
+        return text + self.prefill
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of texts that already hold their special tokens."""
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def trainable_parameters(policy: Policy) -> dict[str, nn.Parameter]:
+    return {n: p for n, p in sorted(policy.model.named_parameters()) if p.requires_grad}
+
+
+def trainable_state(policy: Policy) -> dict[str, Tensor]:
+    """Copies of the trainable tensors on the CPU, by sorted name."""
+    return {n: p.detach().cpu().clone() for n, p in trainable_parameters(policy).items()}
+
+
+@torch.no_grad()
+def load_trainable(policy: Policy, state: dict[str, Tensor]) -> None:
+    """Put `state` in place of the trainable tensors, bit for bit.
+
+    Raises:
+        ValueError: names, shapes or dtypes differ from the policy's.
+    """
+    own = trainable_parameters(policy)
+    if set(own) != set(state):
+        raise ValueError(f"trainable tensors differ: {sorted(set(own) ^ set(state))[:3]}")
+    for name, parameter in own.items():
+        value = state[name]
+        if value.shape != parameter.shape or value.dtype != parameter.dtype:
+            raise ValueError(f"{name}: {value.dtype} {tuple(value.shape)}, expected {parameter.dtype}")
+        parameter.copy_(value)
+
+
+def add_adapter(model: nn.Module, spec: Model, seed: int) -> nn.Module:
+    """LoRA on all linear layers; A is drawn from the study's seed, so it is the same at every site."""
+    config = LoraConfig(
+        r=spec.lora.rank, lora_alpha=spec.lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    torch.manual_seed(seed)
+    adapted = get_peft_model(model, config)
+    if spec.lora.freeze_a:
+        for name, parameter in adapted.named_parameters():
+            if "lora_A" in name:
+                parameter.requires_grad_(False)
+    return adapted
+
+
+def load_policy(study: Study, folder: str | Path) -> Policy:
+    """Load the base model from a folder (or hub name) and make its trainable part ready.
+
+    Raises:
+        UserError: the folder holds no model that transformers can load.
+    """
+    place = str(folder)
+    if study.model.base != BUILT_IN and (place.startswith((".", "/")) or "\\" in place) and not Path(place).is_dir():
+        raise UserError(f"model.base: {place} is not a folder.", "Give a folder with config.json, or a hub name.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, study.model.dtype))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"model.base: {place} cannot be loaded as a causal language model ({reason}).",
+            "Give a folder with config.json, weights and tokenizer files, or a hub name that this machine reaches.",
+        ) from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.eval()
+    if study.model.trainable == "lora":
+        model = add_adapter(model, study.model, study.seed)
+    if study.model.base == BUILT_IN:
+        return Policy(model, tokenizer, prefill="", answer_cue="\n\\boxed{")
+    return Policy(model, tokenizer, "Let's think step by step.", "\n\nTherefore, the answer is \\boxed{")

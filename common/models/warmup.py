@@ -1,0 +1,126 @@
+"""What the built-in small model is shown before any hospital's data: how to read, to answer, and base rates.
+
+Everything comes from a declared public cohort whose columns were drawn independently of each other, so no
+relation between two features of a real patient can be learned here. Each synthetic record, one value masked,
+is followed by several questions that share it:
+
+- look-ups of a value that the record shows: they teach reading and binding a value to its letter;
+- the masked value: independent of the record by construction, so what is learned is its frequency, and GRPO
+  later finds right answers among its samples;
+- practice: the masked value in an invented world, where it follows from a few other values by random weights.
+  Practice questions name their world, so they leave the plain question's base rates alone; they teach the
+  network to gather evidence from the whole record, which GRPO then only has to weigh anew.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from common.questions.building import build_questions, lookup_questions
+from common.questions.codebook import Codebook, fit_codebook
+from common.registry.registry import Registry, shuffle_columns
+from common.study import Study
+
+LETTERS = "ABCDE"
+QUESTION = "\n\nQuestion: "
+EVIDENCE = 4
+"""Values that decide the answer in a practice world."""
+WEIGHT_SD = 2.0
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A record and the questions asked about it, each with its answer."""
+
+    record: str
+    questions: tuple[tuple[str, str], ...]
+
+
+def reasoning(value: str, letter: str) -> str:
+    """The built-in model's answer: the value it takes to be likely, then its letter."""
+    return f"Likely: {value}\n\\boxed{{{letter}}}"
+
+
+def answer_of(choices: list[str], index: int) -> str:
+    return reasoning(choices[index], LETTERS[index])
+
+
+def exercises(public: Registry, study: Study, count: int, seed: int) -> list[Exercise]:
+    """`count` records with `builtin.questions_per_record` questions each; the same seed gives the same texts."""
+    spec, builtin = study.questions, study.model.builtin
+    shuffled = shuffle_columns(public, count, seed)
+    codebook = fit_codebook(shuffled.frame, shuffled.features, spec, seed)
+    masked = build_questions(shuffled, shuffled.frame["patient"], codebook, spec, seed, per_patient=1)
+    everything = shuffled.frame.height * len(shuffled.features)
+    lookups = lookup_questions(shuffled, codebook, spec, seed, everything)
+    by_patient = {key[0]: part for key, part in lookups.group_by("patient", maintain_order=True)}
+    worlds = [World(codebook, shuffled, np.random.default_rng([seed, k])) for k in range(builtin.practice_worlds)]
+    records = {row["patient"]: row for row in shuffled.frame.iter_rows(named=True)}
+    n_lookup = round(builtin.lookup_share * builtin.questions_per_record)
+    rng = np.random.default_rng([seed, 1 << 20])
+    out = []
+    for row in masked.iter_rows(named=True):
+        record, question = row["prompt"].split(QUESTION)
+        plain = (QUESTION + question, answer_of(row["choices"], row["answer"]))
+        asked = []
+        for lookup in by_patient[row["patient"]].iter_rows(named=True):
+            if lookup["feature"] != row["feature"]:
+                text = QUESTION + lookup["prompt"].split(QUESTION)[1]
+                asked.append((text, answer_of(lookup["choices"], lookup["answer"])))
+        picked = [asked[i] for i in rng.permutation(len(asked))[:n_lookup]]
+        rest = builtin.questions_per_record - len(picked)
+        practised = []
+        for k in rng.permutation(len(worlds))[: max(0, rest - 1)] if row["kind"] == "category" else ():
+            index = worlds[k].answer(row["feature"], row["choices"], records[row["patient"]], rng)
+            text = f"{QUESTION}Practice {k}: {question}"
+            practised.append((text, answer_of(row["choices"], index)))
+        out.append(Exercise(record, (plain, *practised, *picked)))
+    return out
+
+
+class World:
+    """Invented relations: each category follows from `EVIDENCE` other features by random weights."""
+
+    def __init__(self, codebook: Codebook, registry: Registry, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.frequency: dict[str, dict[str, float]] = {}
+        self.evidence: dict[str, list[str]] = {}
+        self.medians = {
+            f.column: registry.frame[f.column].median() for f in registry.features if f.kind == "number"
+        }
+        columns = [f.column for f in registry.features if f.kind in ("category", "number")]
+        self.weights: dict[tuple[str, str, str, str], float] = {}
+        for feature in registry.features:
+            if feature.kind != "category":
+                continue
+            counts = registry.frame[feature.column].drop_nulls().value_counts().sort(feature.column)
+            total = counts["count"].sum()
+            self.frequency[feature.column] = {v: n / total for v, n in counts.iter_rows()}
+            others = [c for c in columns if c != feature.column]
+            self.evidence[feature.column] = [others[i] for i in rng.permutation(len(others))[:EVIDENCE]]
+            for other in self.evidence[feature.column]:
+                for seen in self.classes(registry.frame[other]):
+                    for value in self.frequency[feature.column]:
+                        self.weights[feature.column, value, other, seen] = rng.normal(0.0, WEIGHT_SD)
+
+    def classes(self, column: pl.Series) -> list[str]:
+        if column.dtype == pl.String:
+            return sorted(column.drop_nulls().unique().to_list())
+        return ["high", "low"]
+
+    def seen(self, column: str, value: object) -> str | None:
+        if value is None or isinstance(value, str):
+            return value
+        return "high" if value > self.medians[column] else "low"  # type: ignore[operator]
+
+    def answer(self, feature: str, choices: list[str], record: dict[str, object], rng: np.random.Generator) -> int:
+        """Index of the choice that this world's draw for `feature` takes, given the rest of the record."""
+        logits = []
+        for choice in choices:
+            score = float(np.log(self.frequency[feature].get(choice, 1e-6)))
+            for other in self.evidence[feature]:
+                seen = self.seen(other, record[other])
+                score += self.weights.get((feature, choice, other, seen), 0.0) if seen is not None else 0.0
+            logits.append(score)
+        return int(np.argmax(np.array(logits) + rng.gumbel(size=len(logits))))
