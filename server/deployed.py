@@ -10,9 +10,10 @@ from typing import Any
 import tomli_w
 
 from common.errors import UserError
+from common.models.transfer import folder_sha256
 from server.bundle import CLIENT_APP, stage_bundle
 from server.coordinator import CONNECTION, Coordinator, flower
-from server.run_folder import RunFolder, read_events
+from server.run_folder import RunFolder, read_events, write_json
 
 POLL_S = 2.0
 FINISHED = "finished:completed"
@@ -28,6 +29,25 @@ class Submitted:
 
     def stop(self) -> None:
         flower(self.coordinator, "stop", self.flower_run, CONNECTION)
+
+
+def ready_model(run: RunFolder, given: Path | None, cache: Path) -> Path:
+    """The base model that the run has, or is given now: a folder, `model.base`, or the built-in one, built.
+
+    Raises:
+        UserError: it is not the one that the run began with, or the built-in one cannot be built here.
+    """
+    from server.arm_jobs import base_model, prepare_model
+
+    study = run.study()
+    note = run.seed(study.seed) / "base.json"
+    if not note.exists() and given is not None:
+        if not given.is_dir():
+            raise UserError(f"--model {given}: this is not a folder.", "Give the folder of a model.")
+        write_json(note, {"folder": str(given.resolve()), "sha256": folder_sha256(given)})
+    elif not note.exists():
+        prepare_model(run, study, cache, run.log())
+    return base_model(run, study.seed)
 
 
 def run_config(run: RunFolder, model: Path | str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from common.address import Address
 from common.errors import UserError
-from common.study import Study, read_study
+from common.study import read_study
 from server.coordinator import Coordinator, add_site, prepare, register_sites, site_states
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -102,21 +102,6 @@ def register_new(coordinator: Coordinator, known: dict[str, str]) -> dict[str, s
     return now
 
 
-def base_model(study: Study, model: Path | None) -> Path | str:
-    """What `model.base` is on this machine.
-
-    Raises:
-        UserError: the study uses the built-in model and no folder is given.
-    """
-    from common.models.policy import BUILT_IN
-
-    if model is not None:
-        return model.resolve()
-    if study.model.base == BUILT_IN:
-        raise UserError("The study uses the built-in model.", "Give its folder with --model.")
-    return study.model.base
-
-
 def tell(event: dict[str, Any]) -> None:
     """One event as one line."""
     match event:
@@ -137,10 +122,14 @@ def run(
     folder: Annotated[Path, typer.Option("--coordinator", help="The coordinator's folder.")] = Path("coordinator"),
     runs: Annotated[Path, typer.Option("--runs", help="Where the run folder is made.")] = Path("runs"),
     model: Annotated[Path | None, typer.Option("--model", help="Folder of the base model on this machine.")] = None,
+    cache: Annotated[Path | None, typer.Option("--cache", help="Folder of built models.")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with this run folder.")] = None,
 ) -> None:
     """Run a study on the coordinator that `wardround serve` started on this machine, and wait for its end."""
-    from server.deployed import follow, submit
+    from platformdirs import user_cache_path
+
+    from server.deployed import follow, ready_model, submit
+    from server.report.report import write_report
     from server.run_folder import create_run, open_run
 
     coordinator = coordinator_in(folder)
@@ -162,13 +151,14 @@ def run(
                 "A study runs with all its named sites or not at all: `wardround sites list` shows them.",
             )
         place = create_run(runs, study, [study.seed], ["federated"], time.time())
-    base = base_model(study, model)
     console.print(f"Study {study.name}, SHA-256 {study.hash}", soft_wrap=True)
     console.print(f"{study.rounds.rounds} rounds with {', '.join(study.sites.train)}", soft_wrap=True)
+    base = ready_model(place, model, cache or user_cache_path("wardround") / "models")
     submitted = submit(coordinator, place, base)
     try:
         follow(submitted, tell)
     except KeyboardInterrupt:
         submitted.stop()
         raise UserError("Stopped.", f"Go on with `wardround run --resume {place.path}`.") from None
-    console.print(f"Run folder: {place.path}", soft_wrap=True)
+    console.print(f"run     {place.path}", soft_wrap=True)
+    console.print(f"report  {write_report(place.path)}", soft_wrap=True)

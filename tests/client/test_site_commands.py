@@ -1,0 +1,121 @@
+"""`wardround-site`, as a hospital types it: what is printed, and how mistakes are told."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from client.join import Joining, check, only_one
+from common.address import Address, free_port
+from common.errors import UserError
+from common.keys import make_site_key
+from common.study import parse_study
+from server.certs import make_certificates
+
+SHIPPED = Path(__file__).parent.parent.parent / "site_configs" / "synthetic"
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    path = tmp_path / "site.toml"
+    path.write_text(f'extends = "{SHIPPED / "synthetic-north.toml"}"\n')
+    return path
+
+
+@pytest.fixture
+def study(tmp_path: Path, tiny_study: dict[str, Any]) -> Path:
+    path = tmp_path / "study.toml"
+    values = {**tiny_study, "sites": {"train": ["synthetic-north"], "public": ["synthetic-public"]}}
+    path.write_text(parse_study(values, "test").to_toml())
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Command:
+    def wardround_site(*arguments: object) -> subprocess.CompletedProcess[str]:
+        line = [str(Path(sys.executable).parent / "wardround-site"), *map(str, arguments)]
+        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+
+    return wardround_site
+
+
+def test_check_counts_and_names_what_is_left_out(run: Command, tmp_path: Path, study: Path) -> None:
+    features = [
+        {"column": column, "name": column, "section": "S", "kind": "number"} for column in ("age", "weight", "constant")
+    ]
+    rows = [f"p{n},{20 + n},{50 + n % 7},1" for n in range(60)]
+    (tmp_path / "t.csv").write_text("\n".join(["id,age,weight,constant", *rows]))
+    values = {
+        "site": "synthetic-north",
+        "patient": "id",
+        "never": ["name"],
+        "table": {"source": "csv", "path": "t.csv"},
+        "features": features,
+    }
+    (tmp_path / "own.toml").write_text(tomli_w.dumps(values))
+    done = run("check", "own.toml", "--study", study)
+    assert done.returncode == 0, done.stderr
+    lines = {line.split("  ")[0]: line.split()[-1] for line in done.stdout.splitlines()}
+    assert lines["patients"] == "60" and lines["features in use"] == "2" and lines["values to ask about"] == "120"
+    assert int(lines["training questions"]) > 0 and lines["study approved here"] == "no"
+    assert "left out: constant" in done.stdout and "never used: name" in done.stdout
+
+
+def test_questions_are_shown_with_their_answers(run: Command, site: Path, study: Path) -> None:
+    done = run("questions", site, "--study", study, "-n", 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("answer: ") == 2 and "[MASK]" in done.stdout
+
+
+def test_an_approval_is_asked_for_and_written(run: Command, site: Path, study: Path) -> None:
+    assert run("approve", study, "--site", site).returncode == 1  # nobody said yes
+    assert "approved" not in site.read_text()
+    assert run("approve", study, "--site", site, "--yes").returncode == 0
+    assert "study approved here   yes" in run("check", site, "--study", study).stdout
+
+
+def test_a_mistake_is_a_sentence_with_its_remedy(run: Command, tmp_path: Path, site: Path) -> None:
+    site.write_text(site.read_text() + "colour = 1\n")
+    for arguments in (("check", site), ("audit", site), ("check", "absent.toml")):
+        done = run(*arguments)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 2 and "Traceback" not in done.stderr
+    keys = ("keygen", tmp_path / "keys")
+    assert run(*keys).returncode == 0
+    assert run(*keys).returncode == 2
+
+
+@pytest.fixture
+def joining(site: Path, tmp_path: Path) -> Joining:
+    private, _ = make_site_key(tmp_path / "keys")
+    ca = make_certificates(tmp_path / "certs", []).ca
+    return Joining(site, tmp_path / "state", Address("127.0.0.1", free_port()), ca, private)
+
+
+def test_a_site_that_has_all_it_needs(joining: Joining) -> None:
+    assert check(joining) == "synthetic-north"
+
+
+def test_a_key_that_others_can_read_is_refused(joining: Joining) -> None:
+    joining.key.chmod(0o640)
+    with pytest.raises(UserError, match="others can read this key"):
+        check(joining)
+
+
+def test_a_missing_file_is_named(joining: Joining) -> None:
+    joining.ca.unlink()
+    with pytest.raises(UserError, match="the coordinator's CA certificate is not there"):
+        check(joining)
+
+
+def test_a_folder_has_one_node(joining: Joining) -> None:
+    with only_one(joining.state):
+        with pytest.raises(UserError, match="has joined already"), only_one(joining.state):
+            pass
+    with only_one(joining.state):
+        pass  # it is free again
