@@ -18,7 +18,7 @@ import polars as pl
 from common.errors import UserError
 from common.study import Study
 from server.run_folder import RunFolder, read_json, write_json, write_text
-from server.workers import Job, run_jobs
+from server.workers import Job, Workers
 
 MODEL_ARMS = ("base", "local", "federated", "centralized")
 ARMS = (*MODEL_ARMS, "yardsticks")
@@ -158,12 +158,10 @@ def run_arms(folder: RunFolder, cache: Path, tick: Callable[[list[Job]], None]) 
         log = folder.log()
         log.write("run_started" if not (folder.path / "result.json").exists() else "run_resumed")
         prepare(folder, seeds)
-        do = partial(work, cache=cache)
-        workers = workers_for(study)
         first = [Job(seed, arm) for arm in ("model", "questions") for seed in seeds]
-        run_jobs(folder.path, [job for job in first if not is_done(folder, job)], do, workers, tick)
-        left = [job for job in jobs_of(study, seeds, arms) if not is_done(folder, job)]
-        run_jobs(folder.path, left, do, workers, tick)
+        with Workers(folder.path, partial(work, cache=cache), workers_for(study)) as pool:
+            pool.do([job for job in first if not is_done(folder, job)], tick)
+            pool.do([job for job in jobs_of(study, seeds, arms) if not is_done(folder, job)], tick)
         result = sum_up(folder, study, seeds, arms, complete=True)
         write_json(folder.path / "examples.json", examples(collect(folder, study, seeds[:1], arms), seeds[0]))
         log.write("run_finished", seconds=time.time() - about["started"])

@@ -5,15 +5,14 @@ import multiprocessing
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from common.errors import UserError
-from server.run_folder import read_json, write_json
 
 PR_SET_PDEATHSIG = 1
 POLL_S = 0.2
@@ -45,10 +44,6 @@ def log_file(run: Path, job: Job) -> Path:
     return run / "logs" / f"{job.name}.log"
 
 
-def error_file(run: Path, job: Job) -> Path:
-    return run / "logs" / f"{job.name}.error.json"
-
-
 def die_with(parent: int) -> None:
     """Let the kernel kill this process when its parent dies, however that dies (Linux)."""
     if sys.platform == "linux":
@@ -57,63 +52,102 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def enter(parent: int, work: Work, run: Path, job: Job) -> None:
-    """What a worker process does: its output goes to a log file, a user's mistake to an error file."""
-    die_with(parent)
-    log = log_file(run, job)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+def write_output_to(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    os.close(output)
+
+
+def serve(parent: int, line: Connection, work: Work, run: Path) -> None:
+    """What a worker process does: one job after the other, each with a log file for its output.
+
+    It answers None for a job done and a user's mistake as (what, remedy); anything else ends the process.
+    """
+    die_with(parent)
     import torch
 
     torch.set_num_threads(1)
-    try:
-        work(run, job)
-    except UserError as error:
-        traceback.print_exc()
-        write_json(error_file(run, job), {"what": error.what, "remedy": error.remedy})
-        sys.exit(2)
+    while (job := line.recv()) is not None:
+        write_output_to(log_file(run, job))
+        try:
+            work(run, job)
+        except UserError as error:
+            traceback.print_exc()
+            line.send((error.what, error.remedy))
+        else:
+            line.send(None)
 
 
-def explain_failure(run: Path, job: Job, code: int | None) -> Exception:
-    if code == 2 and error_file(run, job).exists():
-        said = read_json(error_file(run, job))
-        return UserError(said["what"], said["remedy"])
-    tail = log_file(run, job).read_text(errors="replace")[-3000:] if log_file(run, job).exists() else ""
-    return JobFailed(f"{job.name} ended with exit code {code}; see {log_file(run, job)}\n{tail}")
+@dataclass
+class Worker:
+    process: BaseProcess
+    line: Connection
+    job: Job | None = None
 
 
-def run_jobs(run: Path, jobs: Sequence[Job], work: Work, workers: int, tick: Callable[[list[Job]], None]) -> None:
-    """Do all jobs, `workers` at a time, in order; finished ones stay finished when another fails.
+class Workers:
+    """A pool of worker processes; they import the training libraries once, not once a job."""
 
-    Args:
-        tick: called every `POLL_S` seconds with the jobs that have finished since the last call.
+    def __init__(self, run: Path, work: Work, count: int) -> None:
+        self.run, self.work, self.count = run, work, count
+        self.all: list[Worker] = []
 
-    Raises:
-        UserError: what a worker raised.
-        JobFailed: a worker crashed.
-    """
-    os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
-    context = multiprocessing.get_context("spawn")
-    waiting = list(jobs)
-    running: dict[Job, BaseProcess] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                job = waiting.pop(0)
-                error_file(run, job).unlink(missing_ok=True)
-                process: BaseProcess = context.Process(target=enter, args=(os.getpid(), work, run, job), name=job.name)
-                process.start()
-                running[job] = process
-            time.sleep(POLL_S)
-            finished = [job for job, process in running.items() if not process.is_alive()]
-            for job in finished:
-                code = running.pop(job).exitcode
-                if code != 0:
-                    raise explain_failure(run, job, code)
+    def __enter__(self) -> "Workers":
+        os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.all:
+            worker.process.kill()
+            worker.process.join()
+
+    def idle(self) -> Worker | None:
+        """A worker without a job; a new one where none is and there may be more."""
+        found = next((worker for worker in self.all if worker.job is None), None)
+        if found is None and len(self.all) < self.count:
+            context = multiprocessing.get_context("spawn")
+            here, there = context.Pipe()
+            process = context.Process(target=serve, args=(os.getpid(), there, self.work, self.run))
+            process.start()
+            there.close()
+            found = Worker(process, here)
+            self.all.append(found)
+        return found
+
+    def do(self, jobs: Sequence[Job], tick: Callable[[list[Job]], None]) -> None:
+        """Do all jobs in order, as many at a time as there are workers; what is finished stays when another fails.
+
+        Args:
+            tick: called several times a second with the jobs that have finished since the last call.
+
+        Raises:
+            UserError: what a worker raised.
+            JobFailed: a worker crashed.
+        """
+        waiting = list(jobs)
+        while waiting or any(worker.job for worker in self.all):
+            while waiting and (worker := self.idle()) is not None:
+                worker.job = waiting.pop(0)
+                worker.line.send(worker.job)
+            ready = wait([worker.line for worker in self.all if worker.job], POLL_S)
+            finished = []
+            for worker in self.all:
+                if worker.line in ready and worker.job is not None:
+                    self.answer(worker, worker.job)
+                    finished.append(worker.job)
+                    worker.job = None
             tick(finished)
-    finally:
-        for process in running.values():
-            process.kill()
-            process.join()
+
+    def answer(self, worker: Worker, job: Job) -> None:
+        try:
+            said = worker.line.recv()
+        except EOFError:
+            worker.process.join()
+            log = log_file(self.run, job)
+            tail = log.read_text(errors="replace")[-3000:] if log.exists() else ""
+            code = worker.process.exitcode
+            raise JobFailed(f"{job.name} ended with exit code {code}; see {log}\n{tail}") from None
+        if said is not None:
+            raise UserError(*said)
