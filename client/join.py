@@ -170,10 +170,9 @@ def join(joining: Joining, say: Callable[[str], None], attempts: int | None = No
     tried, pause = 0, 1.0
     with only_one(joining.state):
         while True:
+            (joining.state / "logs" / "node.log").unlink(missing_ok=True)  # `reason` reads this attempt's alone
             say(f"{name}: connecting to {joining.coordinator}")
             started = time.monotonic()
-            log = joining.state / "logs" / "node.log"
-            log.unlink(missing_ok=True)
             with Node(joining) as node:
                 node.wait()
                 reason = node.reason()

@@ -111,9 +111,10 @@ def flower(coordinator: Coordinator, *arguments: str) -> dict[str, Any]:
     try:
         answer = json.loads(done.stdout)
     except json.JSONDecodeError:
-        answer = {"error-message": (done.stderr or done.stdout).strip()[-500:]}
+        answer = {"error-message": done.stderr or done.stdout}
     if done.returncode or not answer.get("success"):
-        message = str(answer.get("error-message", "no reason given")).strip().rstrip(".")
+        lines = str(answer.get("error-message", "")).strip().splitlines()
+        message = lines[-1].strip().rstrip(".") if lines else "no reason given"
         raise UserError(
             f"`flwr {' '.join(arguments[:2])}` was refused: {message}.",
             f"Is `wardround serve {coordinator.folder}` running? Its logs are in {coordinator.logs}.",

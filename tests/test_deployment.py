@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -79,6 +80,20 @@ class Consortium:
         while text not in log.read_text():
             assert time.monotonic() < end, log.read_text()
             time.sleep(0.2)
+
+    def kill(self, name: str) -> None:
+        """kill -9 of this consortium's first process of that name."""
+        for process in psutil.process_iter(["cmdline"]):
+            line = process.info["cmdline"] or []
+            if any(Path(part).name == name for part in line) and any(str(self.folder) in part for part in line):
+                process.kill()
+                return
+        raise AssertionError(f"there is no {name}")
+
+    def node_log(self, site: str) -> str:
+        """Of the site's present node: each start begins a new one."""
+        log = self.folder / site / "state" / "logs" / "node.log"
+        return log.read_text() if log.exists() else ""
 
     def wait_online(self, timeout_s: float = 90.0) -> None:
         end = time.monotonic() + timeout_s
@@ -157,3 +172,23 @@ def test_a_study_with_an_absent_site_does_not_start(consortium: Consortium) -> N
     (consortium.folder / "absent.toml").write_text(text)
     outcome = do("wardround", "run", "absent.toml", "--model", consortium.model, folder=consortium.folder)
     assert outcome.returncode == 2 and "'synthetic-west' is not known, not online" in outcome.stderr
+
+
+def test_what_is_killed_is_started_again(consortium: Consortium) -> None:
+    """kill -9 of a site's node, then of the SuperLink.
+
+    The site is refused until the coordinator has given up its earlier connection (60 s), and keeps trying.
+    """
+    consortium.kill("flower-supernode")
+    consortium.kill("flower-superlink")
+    consortium.wait_for("the superlink ended and was started again", "serve")
+    again = {site: consortium.folder / "logs" / f"{site}.log" for site in SITES}
+    end = time.monotonic() + 150
+    while not (tried := [site for site, log in again.items() if "trying again" in log.read_text()]):
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    for site in tried:
+        while again[site].read_text().count("connecting to") < 2 or "SuperNode ID:" not in consortium.node_log(site):
+            assert time.monotonic() < end, again[site].read_text()
+            time.sleep(0.5)
+    consortium.wait_online()
