@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -22,7 +21,7 @@ from common.evaluation.answering import answer
 from safetensors.torch import load_file, save_file
 
 from client.egress import Configured, Evaluated, Trained
-from client.messages import Task
+from client.messages import HASH, Task
 from client.policy import BAD_MODEL, NOT_CONFIGURED, Refusal
 from client.site import Site
 from common.errors import UserError
@@ -54,10 +53,19 @@ class Workbench:
     trainers: dict[Path, LocalTrainer]
 
 
-@lru_cache(maxsize=1)
+in_memory: dict[tuple[str, str], Workbench] = {}
+"""The workbench of the last study and model, kept for the next message to this process."""
+
+
 def workbench(study: Study, model: str) -> Workbench:
-    """That of the last study, kept for the next message to this process."""
-    return Workbench(load_policy(study, model), {})
+    """Args: `model`: folder or hub name. A folder that was sent is named by its hash, so that sites which are
+    played in one process share what they all got."""
+    name = Path(model).name
+    key = (study.hash, name if HASH.fullmatch(name) else model)
+    if key not in in_memory:
+        in_memory.clear()
+        in_memory[key] = Workbench(load_policy(study, model), {})
+    return in_memory[key]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from common.study import Study
 from common.update.tensors import State
 from server.centralized import Cohort, train_cohort
 from server.frames import SPLITS, Frames, build_frames, keep, registries
+from server.ray_engine import simulate_with_ray
 from server.round_store import RoundStore
 from server.run_folder import EventLog, RunFolder, read_json, write_json
 from server.simulation import simulate_federated
@@ -107,7 +108,8 @@ def train(folder: RunFolder, study: Study, frames: Frames, model: Path, job: Job
         return None
     if job.arm == "federated":
         run = f"{folder.path.name}-seed-{job.seed}"
-        simulate_federated(folder.seed(job.seed) / "study.toml", study, run, model, place, folder.events)
+        simulate = simulate_with_ray if folder.about()["engine"] == "ray" else simulate_federated
+        simulate(folder.seed(job.seed) / "study.toml", study, run, model, place, folder.events)
         return store.load(study.rounds.rounds).model
     sites = (job.site,) if job.arm == "local" else study.sites.train
     cohort = Cohort({s: frames.train(s) for s in sites}, {s: frames.validation(s) for s in sites})

@@ -19,6 +19,8 @@ app = typer.Typer(
 app.add_typer(serve_app)
 console = Console(highlight=False)
 
+ENGINES = ("in-process", "ray")
+
 StudyFile = Annotated[Path, typer.Argument(help="The study's TOML file.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder in which runs are kept.")]
 Cache = Annotated[Path | None, typer.Option("--cache", help="Folder of built models; your cache folder unless given.")]
@@ -40,7 +42,7 @@ def simulate(
         "base,local,federated,centralized,yardsticks"
     ),
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.")] = None,
-    engine: Annotated[str, typer.Option(help="in-process, or ray (Flower's simulation engine).")] = "in-process",
+    engine: Annotated[str, typer.Option(help="in-process, or ray: Flower's simulation engine.")] = "in-process",
     runs: Runs = Path("runs"),
     cache: Cache = None,
 ) -> None:
@@ -49,8 +51,8 @@ def simulate(
 
     if (study is None) == (resume is None):
         raise UserError("Give either a study file or --resume RUN.", "See `wardround simulate --help`.")
-    if engine != "in-process":
-        raise UserError(f"--engine {engine}: there is no such engine.", "Use --engine in-process.")
+    if engine not in ENGINES:
+        raise UserError(f"--engine {engine}: there is no such engine.", f"Choose from {', '.join(ENGINES)}.")
     if resume is not None:
         go(open_run(resume), cache)
         return
@@ -59,7 +61,7 @@ def simulate(
     chosen = named_arms(arms)
     check_sites(resolved)
     numbers = list(range(resolved.seed, resolved.seed + seeds))
-    go(create_run(runs, resolved, numbers, chosen, time.time()), cache)
+    go(create_run(runs, resolved, numbers, chosen, time.time(), engine), cache)
 
 
 @app.command()

@@ -153,7 +153,9 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES} | {"wardround": version("wardround")}
 
 
-def create_run(runs: Path, study: Study, seeds: list[int], arms: list[str], started: float) -> RunFolder:
+def create_run(
+    runs: Path, study: Study, seeds: list[int], arms: list[str], started: float, engine: str = "in-process"
+) -> RunFolder:
     """Make `runs/<study>-<time>/` with its study and particulars.
 
     Raises:
@@ -176,6 +178,7 @@ def create_run(runs: Path, study: Study, seeds: list[int], arms: list[str], star
         "study_hash": study.hash,
         "seeds": seeds,
         "arms": arms,
+        "engine": engine,
         "started": started,
         "versions": versions(),
     }

@@ -16,6 +16,9 @@ from common.study import Study
 from server.run_folder import read_events
 
 
+ARMS = "base,federated,centralized"
+
+
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
     line = [sys.executable, "-m", "server.cli", *map(str, arguments)]
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
@@ -62,12 +65,12 @@ def study_file(small_study: Callable[..., Study], tmp_path: Path) -> Path:
 
 
 def test_a_killed_run_goes_on_to_the_same_numbers(study_file: Path, tmp_path: Path) -> None:
-    whole = finish(start("simulate", study_file, "--runs", tmp_path / "whole"))
+    whole = finish(start("simulate", study_file, "--runs", tmp_path / "whole", "--arms", ARMS))
     untouched = only_run(tmp_path / "whole")
     assert str(untouched / "report.html") in whole.replace("\n", "")
 
     runs = tmp_path / "killed"
-    process = start("simulate", study_file, "--runs", runs)
+    process = start("simulate", study_file, "--runs", runs, "--arms", ARMS)
     deadline = time.monotonic() + 200
     while rounds_seen(runs) < 1 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -84,7 +87,8 @@ def test_a_killed_run_goes_on_to_the_same_numbers(study_file: Path, tmp_path: Pa
     assert numbers(run) == numbers(untouched)
 
 
-def test_workers_killed_one_by_one_change_nothing(study_file: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_killed_worker_stops_the_run_and_loses_nothing(study_file: Path, tmp_path: Path) -> None:
     """The kill falls on a worker: the command says so, and a resume goes on."""
     runs = tmp_path / "runs"
     process = start("simulate", study_file, "--runs", runs, "--arms", "federated")
