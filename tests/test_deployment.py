@@ -170,6 +170,8 @@ def test_a_site_whose_key_is_not_registered_is_refused(consortium: Consortium) -
 def test_a_study_with_an_absent_site_does_not_start(consortium: Consortium) -> None:
     text = consortium.study.read_text().replace(SITES[1], "synthetic-west")
     (consortium.folder / "absent.toml").write_text(text)
+    listed = done("wardround", "sites", "list", "coordinator", folder=consortium.folder)
+    assert listed.count("online") == len(SITES)
     outcome = do("wardround", "run", "absent.toml", "--model", consortium.model, folder=consortium.folder)
     assert outcome.returncode == 2 and "'synthetic-west' is not known, not online" in outcome.stderr
 
