@@ -17,31 +17,15 @@ from common.registry.registry import concat_registries
 from common.study import Study
 from common.update.tensors import State
 from server.centralized import Cohort, train_cohort
-from server.frames import SPLITS, Frames, build_frames, keep, registries
+from server.frames import Frames, build_frames, keep, registries
+from server.jobs import SPLITS, answered_path, is_done
 from server.ray_engine import simulate_with_ray
 from server.round_store import RoundStore
 from server.run_folder import EventLog, RunFolder, read_json, write_json
 from server.simulation import simulate_federated
 from server.workers import Job
 
-YARDSTICKS = ("random_letter", "most_frequent", "gradient_boosting")
-
-
-def answered_path(folder: RunFolder, job: Job, split: str) -> Path:
-    return folder.arm(job.seed, job.arm, job.site) / f"{split}.parquet"
-
-
-def is_done(folder: RunFolder, job: Job) -> bool:
-    if job.arm == "model":
-        return (folder.seed(job.seed) / "base.json").exists()
-    if job.arm == "questions":
-        return (folder.seed(job.seed) / "questions" / "done.json").exists()
-    arms = YARDSTICKS if job.arm == "yardsticks" else (job.arm,)
-    jobs = [Job(job.seed, arm, job.site) for arm in arms]
-    return all(answered_path(folder, each, split).exists() for each in jobs for split in SPLITS)
-
-
-def work(run: Path, job: Job, cache: Path) -> None:
+def do_job(run: Path, job: Job, cache: Path) -> None:
     """Do one job; done ones end at once.
 
     Args:

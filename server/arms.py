@@ -17,6 +17,7 @@ import polars as pl
 
 from common.errors import UserError
 from common.study import Study
+from server.jobs import SPLITS, YARDSTICKS, answered_path, is_done, jobs_of, work
 from server.run_folder import RunFolder, read_json, write_json, write_text
 from server.workers import Job, Workers
 
@@ -42,18 +43,6 @@ def only_one(folder: RunFolder) -> Iterator[None]:
         yield
 
 
-def jobs_of(study: Study, seeds: list[int], arms: list[str]) -> list[Job]:
-    """Every job, the longest arms first, so that no long one is left for the end."""
-    jobs = []
-    for arm in ("federated", "centralized", "local", "yardsticks", "base"):
-        if arm not in arms:
-            continue
-        for seed in seeds:
-            sites = sorted(study.sites.train) if arm == "local" else [""]
-            jobs += [Job(seed, arm, site) for site in sites]
-    return jobs
-
-
 def prepare(folder: RunFolder, seeds: list[int]) -> None:
     """Each seed's own study file, which the coordinator's app reads."""
     for seed in seeds:
@@ -62,9 +51,6 @@ def prepare(folder: RunFolder, seeds: list[int]) -> None:
 
 def collect(folder: RunFolder, study: Study, seeds: list[int], arms: list[str]) -> dict[tuple[str, int, str], Any]:
     """(arm, seed, split) -> answered frame, of what is there; splits without a question are left out."""
-    from server.arm_jobs import YARDSTICKS, answered_path
-    from server.frames import SPLITS
-
     found = {}
     names = [a for a in arms if a != "yardsticks"] + (list(YARDSTICKS) if "yardsticks" in arms else [])
     for seed in seeds:
@@ -149,7 +135,6 @@ def run_arms(folder: RunFolder, cache: Path, tick: Callable[[list[Job]], None]) 
     Raises:
         UserError: a site's file, the base model or a round is at fault; everything finished is kept.
     """
-    from server.arm_jobs import is_done, work
     from server.report.report import write_report
 
     with only_one(folder):

@@ -20,8 +20,6 @@ from common.study import Study
 from common.tasks.unseen import pooled_codebook, unseen_questions
 from server.run_folder import read_json, write_atomic, write_json
 
-SPLITS = ("held_out", "unseen_sites")
-
 
 def registries(study: Study, sites: tuple[str, ...]) -> list[Registry]:
     """Load the sites that a simulation plays, in the order of their names.

@@ -98,9 +98,12 @@ class Workers:
         os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for worker in self.all:
-            worker.process.kill()
+            if kind is None:
+                worker.line.send(None)
+            else:
+                worker.process.kill()
             worker.process.join()
 
     def idle(self) -> Worker | None:

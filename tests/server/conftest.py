@@ -35,7 +35,7 @@ def small_study(small_sites: Path, tiny_model: Path) -> Callable[..., Study]:
             "rounds": {"rounds": 2, "local_steps": 2, "validation_patients": 12, "deadline_s": 60},
             "evaluation": {"patients_per_site": 15, "questions_per_patient": 2, "bootstrap": 100,
                            "max_completion_tokens": 4},
-            "simulation": {"site_configs": str(small_sites), "workers": 2},
+            "simulation": {"site_configs": str(small_sites), "workers": 1},
         }  # fmt: skip
         return parse_study(values | tables, "test")
 

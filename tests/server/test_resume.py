@@ -15,7 +15,6 @@ import pytest
 from common.study import Study
 from server.run_folder import read_events
 
-
 ARMS = "base,federated,centralized"
 
 
