@@ -5,7 +5,7 @@ Everything lasting is under the site's folder, since a new process may answer ea
     models/SHA256/                     model folders that the coordinator sent
     studies/HASH/study.json            the study and where its model is
     studies/HASH/{train,validation}.parquet
-    studies/HASH/runs/RUN/             optimiser state and the last update
+    studies/HASH/runs/RUN/             optimiser state, last.json and the update that it tells of
 """
 
 import json
@@ -66,6 +66,19 @@ def workbench(study: Study, model: str) -> Workbench:
         in_memory.clear()
         in_memory[key] = Workbench(load_policy(study, model), {})
     return in_memory[key]
+
+
+def goes_on_from(last: dict[str, Any] | None, task: Task) -> int:
+    """The step whose optimiser state a round starts with: that of the last round in which this site took part.
+
+    That is the round before, unless the site missed some; the same as last time where the last round is
+    computed again (from another model), and 0, afresh, at the first.
+    """
+    if last is None:
+        return 0
+    if last["asked"]["round"] >= task.round:
+        return int(last["state_step"])
+    return int(last["asked"]["first_step"] + last["asked"]["steps"])
 
 
 @dataclass(frozen=True)
@@ -147,16 +160,15 @@ class SiteStudy:
         The update stays on the disk until the next round's: asked again for the same round from the same
         model, the site sends the same bytes and takes no further step.
         """
-        kept = self.folder / "runs" / task.run / "update"
+        folder = self.folder / "runs" / task.run
         asked = {"round": task.round, "first_step": task.first_step, "steps": task.steps, "model": sha256(model)}
-        if (kept / "manifest.json").exists():
-            manifest = json.loads((kept / "manifest.json").read_text())
-            if manifest["asked"] == asked:
-                return Trained(update=load_file(kept / "update.safetensors"), model=model, **manifest["figures"])
-            (kept / "manifest.json").unlink()
+        last = json.loads((folder / "last.json").read_text()) if (folder / "last.json").exists() else None
+        if last is not None and last["asked"] == asked:
+            return Trained(update=load_file(folder / last["file"]), model=model, **last["figures"])
         about = self.about()
         policy = self.policy(model)
-        result = self.trainer().run(task.first_step, task.steps, kept.parent / "state")
+        state_step = goes_on_from(last, task)
+        result = self.trainer().run(task.first_step, task.steps, folder / "state", state_step=state_step)
         update = encode(chain(self.study.update), model, trainable_state(policy))
         figures: dict[str, Any] = {
             "round": task.round,
@@ -167,8 +179,13 @@ class SiteStudy:
             "generating_s": result.seconds["generating"],
             "learning_s": result.seconds["learning"],
         }
-        write(kept / "update.safetensors", lambda part: save_file(update, part))
-        write(kept / "manifest.json", lambda part: part.write_text(json.dumps({"asked": asked, "figures": figures})))
+        file = f"update-{task.round}-{asked['model']}.safetensors"
+        write(folder / file, lambda part: save_file(update, part))
+        kept = {"asked": asked, "figures": figures, "state_step": state_step, "file": file}
+        write(folder / "last.json", lambda part: part.write_text(json.dumps(kept)))
+        for old in folder.glob("update-*.safetensors"):
+            if old.name != file:
+                old.unlink()
         return Trained(update=update, model=model, **figures)
 
     def evaluate(self, task: Task, model: State) -> Evaluated:

@@ -149,7 +149,12 @@ class LocalTrainer:
     _orders: dict[int, np.ndarray] = {}
 
     def run(
-        self, first_step: int, steps: int, state_dir: Path, on_step: Callable[[int, float], None] | None = None
+        self,
+        first_step: int,
+        steps: int,
+        state_dir: Path,
+        on_step: Callable[[int, float], None] | None = None,
+        state_step: int | None = None,
     ) -> LocalResult:
         """Train `steps` steps from the weights in the policy.
 
@@ -158,14 +163,17 @@ class LocalTrainer:
             state_dir: optimiser state is read from `optimizer-<first_step>.safetensors` (absent at step 0) and
                 written to `optimizer-<first_step + steps>.safetensors`; the previous one is kept, so that a
                 round can be computed again.
+            state_step: the step whose optimiser state is gone on from, where that is not `first_step`: a site that
+                missed rounds goes on from its last; 0 starts afresh.
             on_step: called with (step, mean reward) after each step.
         """
         grpo = self.study.grpo
         model, trainer = self.policy.model, self.trainer
         parameters = trainable_parameters(self.policy)
         optimizer = torch.optim.AdamW(parameters.values(), lr=grpo.learning_rate, weight_decay=grpo.weight_decay)
-        if first_step:
-            load_optimizer(optimizer, list(parameters), state_dir / f"optimizer-{first_step}.safetensors")
+        before = first_step if state_step is None else state_step
+        if before:
+            load_optimizer(optimizer, list(parameters), state_dir / f"optimizer-{before}.safetensors")
         scheduler = get_scheduler(
             {"constant": "constant_with_warmup"}.get(grpo.schedule, grpo.schedule),
             optimizer,
@@ -199,7 +207,7 @@ class LocalTrainer:
         seconds = time.perf_counter() - start
         save_optimizer(optimizer, list(parameters), state_dir / f"optimizer-{first_step + steps}.safetensors")
         for old in state_dir.glob("optimizer-*.safetensors"):
-            if int(old.stem.split("-")[1]) not in (first_step, first_step + steps):
+            if int(old.stem.split("-")[1]) not in (before, first_step + steps):
                 old.unlink()
         return LocalResult(
             first_step,

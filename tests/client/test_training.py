@@ -1,0 +1,96 @@
+"""A site's train message: answered once, however often it is asked, and after rounds that the site missed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from client.messages import Task
+from client.policy import BAD_MODEL, NOT_CONFIGURED, Policy, Refusal
+from client.site import Settings, Site
+from client.training import SiteStudy
+from common.models.policy import load_policy, trainable_state
+from common.registry.config import read_registry_config
+from common.study import Study, parse_study
+from common.update.tensors import State
+
+SHIPPED = Path(__file__).parents[2] / "site_configs" / "synthetic" / "synthetic-north.toml"
+
+
+@pytest.fixture
+def study(tiny_study: dict[str, Any], tiny_model: Path) -> Study:
+    values = {**tiny_study, "sites": {"train": ["synthetic-north"]}, "model": {"base": str(tiny_model)}}
+    return parse_study(values | {"rounds": {**tiny_study["rounds"], "rounds": 4}}, "test")
+
+
+@pytest.fixture
+def at_site(study: Study, tmp_path: Path) -> SiteStudy:
+    site = Site(read_registry_config(SHIPPED), Settings(policy=Policy(approve_all=True)), tmp_path)
+    return SiteStudy(site, study)
+
+
+@pytest.fixture
+def model(study: Study, tiny_model: Path) -> Iterator[State]:
+    yield trainable_state(load_policy(study, tiny_model))
+
+
+def task(number: int) -> Task:
+    return Task("run", number, (number - 1) * 2, 2)
+
+
+def same(a: State, b: State) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_asked_twice_it_answers_the_same_and_learns_once(at_site: SiteStudy, model: State) -> None:
+    at_site.configure(None)
+    first = at_site.train(task(1), model)
+    states = sorted((at_site.folder / "runs" / "run" / "state").iterdir())
+    stamps = [path.stat().st_mtime_ns for path in states]
+    second = at_site.train(task(1), model)
+    assert same(first.update, second.update) and first.generating_s == second.generating_s
+    assert [path.stat().st_mtime_ns for path in states] == stamps
+    assert any(bool(tensor.any()) for tensor in first.update.values()), "nothing was learned"
+
+
+def test_another_model_in_the_same_round_is_another_update(at_site: SiteStudy, model: State) -> None:
+    at_site.configure(None)
+    first = at_site.train(task(1), model)
+    other = {name: tensor * 0.5 for name, tensor in model.items()}
+    assert not same(at_site.train(task(1), other).update, first.update)
+    assert same(at_site.train(task(1), model).update, first.update), "the round starts from the state it started from"
+
+
+def test_a_site_that_missed_rounds_goes_on(at_site: SiteStudy, model: State) -> None:
+    at_site.configure(None)
+    at_site.train(task(1), model)
+    fourth = at_site.train(task(4), model)
+    assert same(at_site.train(task(4), model).update, fourth.update)
+    kept = {path.name for path in (at_site.folder / "runs" / "run" / "state").iterdir()}
+    assert kept == {"optimizer-2.safetensors", "optimizer-8.safetensors"}
+
+
+def test_a_site_may_come_late(at_site: SiteStudy, model: State) -> None:
+    at_site.configure(None)
+    assert at_site.train(task(3), model).round == 3
+
+
+def test_without_a_study_there_is_nothing_to_train(at_site: SiteStudy, model: State) -> None:
+    with pytest.raises(Refusal) as refused:
+        at_site.train(task(1), model)
+    assert refused.value.code == NOT_CONFIGURED
+
+
+@pytest.mark.parametrize("fault", ["missing", "shape", "nan"])
+def test_a_model_that_is_not_whole_is_refused(at_site: SiteStudy, model: State, fault: str) -> None:
+    at_site.configure(None)
+    name = sorted(model)[0]
+    if fault == "missing":
+        del model[name]
+    else:
+        model[name] = torch.zeros(1) if fault == "shape" else model[name] * float("nan")
+    with pytest.raises(Refusal) as refused:
+        at_site.train(task(1), model)
+    assert refused.value.code == BAD_MODEL
