@@ -157,6 +157,13 @@ def test_a_deployed_round_gives_the_simulations_model_bit_for_bit(consortium: Co
         assert "Trained" in listed
 
 
+def test_a_finished_run_is_not_run_again(consortium: Consortium) -> None:
+    (run,) = (consortium.folder / "runs").iterdir()
+    done("wardround", "run", "--resume", run, "--coordinator", "coordinator", folder=consortium.folder)
+    events = [event["event"] for event in read_events(run / "events.jsonl")]
+    assert events.count("round_finished") == 1 and events.count("submitted") == 2
+
+
 def test_a_site_whose_key_is_not_registered_is_refused(consortium: Consortium) -> None:
     done("wardround-site", "keygen", "stranger", folder=consortium.folder)
     (consortium.folder / "sites" / "stranger.toml").write_text(f'extends = "{SITES[0]}.toml"\nsite = "stranger"\n')
