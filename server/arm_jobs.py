@@ -65,6 +65,7 @@ def prepare_model(folder: RunFolder, study: Study, cache: Path, log: EventLog) -
         public = registries(study, study.sites.public)
         pooled = public[0] if len(public) == 1 else concat_registries(public, "public")
         base = build_builtin(study, pooled, cache, progress)
+    log.write("base_model", done=study.model.builtin.warmup_steps, total=study.model.builtin.warmup_steps)
     digest = folder_sha256(base) if base.is_dir() else ""
     write_json(folder.seed(study.seed) / "base.json", {"folder": str(base), "sha256": digest})
 
