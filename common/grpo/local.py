@@ -17,11 +17,14 @@ import numpy as np
 import polars as pl
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 from trl import GRPOConfig
 
 from common.errors import UserError
+from common.grpo.prefix import causal_model
 from common.grpo.rewards import right_letter
 from common.grpo.trainer import PrefixTrainer
 from common.models.policy import Policy, trainable_parameters
@@ -71,9 +74,7 @@ class LocalTrainer:
         self.left_out = len(fits) - sum(fits)
         letters = [LETTERS[index] for index in questions["answer"]]
         self.rows = [
-            {"prompt": text, "letter": letter}
-            for text, letter, fit in zip(texts, letters, fits, strict=True)
-            if fit
+            {"prompt": text, "letter": letter} for text, letter, fit in zip(texts, letters, fits, strict=True) if fit
         ]
         if len(self.rows) < grpo.prompts_per_step:
             raise UserError(
@@ -82,14 +83,10 @@ class LocalTrainer:
                 "Lower grpo.prompts_per_step or raise questions.per_patient.",
             )
         self.trainer = self._build()
-        # TRL patches the model's forward; the method works on the layers below it, so the patch is taken off
-        # again and many trainers on one model do not stack.
-        vars(self._patched()).pop("forward", None)
-
-    def _patched(self) -> torch.nn.Module:
-        from common.grpo.prefix import causal_model
-
-        return causal_model(self.policy.model)
+        self._orders: dict[int, np.ndarray] = {}
+        # TRL patches the model's forward. The method works on the layers below it, so the patch is taken off
+        # again: many trainers on one model would stack theirs.
+        vars(causal_model(policy.model)).pop("forward", None)
 
     def _build(self) -> PrefixTrainer:
         grpo = self.study.grpo
@@ -123,9 +120,9 @@ class LocalTrainer:
             args=args,
             train_dataset=Dataset.from_list(self.rows[:1]),
         )
-        if self.study.model.trainable == "lora" and grpo.beta:
+        if isinstance(self.policy.model, PeftModel) and grpo.beta:
             # TRL takes the adapter it finds as the reference; the reference here is the base model.
-            trainer.model.delete_adapter("ref")
+            self.policy.model.delete_adapter("ref")
         trainer.current_gradient_accumulation_steps = 1
         return trainer
 
@@ -141,12 +138,18 @@ class LocalTrainer:
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
             seed = derive_seed(self.study.seed, self.stream, "order", epoch)
-            self._orders = {epoch: np.random.default_rng(seed).permutation(len(self.rows))} | {
-                e: o for e, o in self._orders.items() if e == epoch - 1
-            }
+            self._orders[epoch] = np.random.default_rng(seed).permutation(len(self.rows))
+            self._orders.pop(epoch - 2, None)
         return self._orders[epoch]
 
-    _orders: dict[int, np.ndarray] = {}
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> Callable[[int], float]:
+        """Share of the learning rate at each step of the whole run."""
+        grpo = self.study.grpo
+        name = "constant_with_warmup" if grpo.schedule == "constant" else grpo.schedule
+        warmup = round(grpo.warmup_ratio * self.total_steps)
+        schedule = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=self.total_steps)
+        assert isinstance(schedule, LambdaLR)
+        return schedule.lr_lambdas[0]
 
     def run(
         self,
@@ -174,15 +177,7 @@ class LocalTrainer:
         before = first_step if state_step is None else state_step
         if before:
             load_optimizer(optimizer, list(parameters), state_dir / f"optimizer-{before}.safetensors")
-        scheduler = get_scheduler(
-            {"constant": "constant_with_warmup"}.get(grpo.schedule, grpo.schedule),
-            optimizer,
-            num_warmup_steps=round(grpo.warmup_ratio * self.total_steps),
-            num_training_steps=self.total_steps,
-        )
-        for lambdas in (scheduler.lr_lambdas,):
-            for group, scale in zip(optimizer.param_groups, lambdas, strict=True):
-                group["lr"] = grpo.learning_rate * scale(first_step)
+        share = self._schedule(optimizer)
         trainer.generating_seconds = 0.0
         trainer._step = 0
         rewards, informative = [], []
@@ -191,8 +186,7 @@ class LocalTrainer:
         for step in range(first_step, first_step + steps):
             torch.manual_seed(derive_seed(self.study.seed, self.stream, "step", step))
             rows = [row for row in self.batch(step) for _ in range(grpo.group_size)]
-            for group, scale in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
-                group["lr"] = grpo.learning_rate * scale(step)
+            optimizer.param_groups[0]["lr"] = grpo.learning_rate * share(step)
             trainer.training_step(model, rows, None)
             torch.nn.utils.clip_grad_norm_(parameters.values(), grpo.max_grad_norm)
             optimizer.step()

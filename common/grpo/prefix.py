@@ -17,6 +17,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 
 
 def causal_model(model: nn.Module) -> PreTrainedModel:
@@ -54,7 +55,7 @@ def expand(model: PreTrainedModel, prefix: Prefix, rows: Tensor) -> DynamicCache
     """Keys and values of prompt `rows[b]` for each completion b; `rows [B]`."""
     cache = DynamicCache(config=model.config)
     for index, layer in enumerate(prefix.cache.layers):
-        assert layer.keys is not None and layer.values is not None
+        assert isinstance(layer, CacheLayerMixin) and layer.keys is not None and layer.values is not None
         cache.update(layer.keys.index_select(0, rows), layer.values.index_select(0, rows), index)
     return cache
 

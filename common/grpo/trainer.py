@@ -5,14 +5,18 @@ Losses, advantages, KL and metrics stay TRL's. Two seams are used: `rollout_func
 """
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
-import torch
+from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
 from common.grpo.prefix import completion_logps, sample
 from common.models.policy import Policy
+
+RolloutFunc = Callable[[list[str], GRPOTrainer], dict[str, Any]]
 
 
 class PrefixTrainer(GRPOTrainer):
@@ -21,7 +25,12 @@ class PrefixTrainer(GRPOTrainer):
     def __init__(self, policy: Policy, **kwargs: Any) -> None:
         self.policy = policy
         self.generating_seconds = 0.0
-        super().__init__(model=policy.model, rollout_func=rollout, processing_class=policy.tokenizer, **kwargs)
+        super().__init__(
+            model=cast(PreTrainedModel | PeftModel, policy.model),
+            rollout_func=cast(RolloutFunc, rollout),
+            processing_class=policy.tokenizer,
+            **kwargs,
+        )
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -42,19 +51,12 @@ class PrefixTrainer(GRPOTrainer):
 
 def rollout(prompts: list[str], trainer: PrefixTrainer) -> dict[str, Any]:
     """Sample a group of completions for each prompt; `prompts` comes with each prompt `group` times in a row."""
-    group = trainer.num_generations
+    group, longest = trainer.num_generations, trainer.max_completion_length
+    assert group is not None and longest is not None
     policy = trainer.policy
     start = time.perf_counter()
     prompt_ids = policy.encode(prompts[::group])
-    completion_ids = sample(
-        trainer.model,
-        prompt_ids,
-        group,
-        trainer.max_completion_length,
-        trainer.temperature,
-        policy.eos,
-        policy.pad,
-    )
+    completion_ids = sample(policy.model, prompt_ids, group, longest, trainer.temperature, policy.eos, policy.pad)
     trainer.generating_seconds += time.perf_counter() - start
     return {
         "prompt_ids": [ids for ids in prompt_ids for _ in range(group)],

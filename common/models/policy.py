@@ -111,7 +111,7 @@ def load_policy(study: Study, folder: str | Path) -> Policy:
         raise UserError(f"model.base: {place} is not a folder.", "Give a folder with config.json, or a hub name.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, study.model.dtype))
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, study.model.dtype))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

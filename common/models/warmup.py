@@ -58,6 +58,8 @@ def exercises(public: Registry, study: Study, count: int, seed: int) -> list[Exe
     worlds = [World(codebook, shuffled, np.random.default_rng([seed, k])) for k in range(builtin.practice_worlds)]
     records = {row["patient"]: row for row in shuffled.frame.iter_rows(named=True)}
     n_lookup = round(builtin.lookup_share * builtin.questions_per_record)
+    # A number with few distinct values is asked like a category, but the worlds invent relations for categories.
+    invented = {f.column for f in shuffled.features if f.kind == "category"}
     rng = np.random.default_rng([seed, 1 << 20])
     out = []
     for row in masked.iter_rows(named=True):
@@ -71,7 +73,7 @@ def exercises(public: Registry, study: Study, count: int, seed: int) -> list[Exe
         picked = [asked[i] for i in rng.permutation(len(asked))[:n_lookup]]
         rest = builtin.questions_per_record - len(picked)
         practised = []
-        for k in rng.permutation(len(worlds))[: max(0, rest - 1)] if row["kind"] == "category" else ():
+        for k in rng.permutation(len(worlds))[: max(0, rest - 1)] if row["feature"] in invented else ():
             index = worlds[k].answer(row["feature"], row["choices"], records[row["patient"]], rng)
             text = f"{QUESTION}Practice {k}: {question}"
             practised.append((text, answer_of(row["choices"], index)))
@@ -86,9 +88,7 @@ class World:
         self.rng = rng
         self.frequency: dict[str, dict[str, float]] = {}
         self.evidence: dict[str, list[str]] = {}
-        self.medians = {
-            f.column: registry.frame[f.column].median() for f in registry.features if f.kind == "number"
-        }
+        self.medians = {f.column: registry.frame[f.column].median() for f in registry.features if f.kind == "number"}
         columns = [f.column for f in registry.features if f.kind in ("category", "number")]
         self.weights: dict[tuple[str, str, str, str], float] = {}
         for feature in registry.features:

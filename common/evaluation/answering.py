@@ -1,0 +1,73 @@
+"""Ask a policy questions and read its answers (method.md, Evaluation): greedy, two readings reported.
+
+`boxed` is the letter in the first `\\boxed{}` of the completion. `likely` continues the completion, cut before
+that box, with the policy's cue for the answer and takes the likeliest of the offered letters.
+"""
+
+import polars as pl
+import torch
+
+from common.grpo.prefix import causal_model, head, left_pad, read_prompts, sample
+from common.grpo.rewards import BOXED, boxed_letter
+from common.models.policy import Policy
+from common.study import Evaluation
+
+LETTERS = "ABCDE"
+BATCH = 256
+"""Questions a forward pass; the answers do not depend on it beyond summation order."""
+
+
+def answer(policy: Policy, questions: pl.DataFrame, spec: Evaluation) -> pl.DataFrame:
+    """`questions` (docs/design.md) with `completion`, `boxed` and `likely` (choice indices, `boxed` null if unread).
+
+    A letter beyond the offered choices reads as null.
+    """
+    texts = [policy.prompt_text(s, p) for s, p in questions.select("system", "prompt").iter_rows()]
+    counts = questions["choices"].list.len().to_list()
+    ids = policy.encode(texts) if texts else []
+    completions = [""] * len(ids)
+    likely = [0] * len(ids)
+    # Prompts of like length go together, so that little is spent on padding.
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    policy.model.eval()
+    for start in range(0, len(order), BATCH):
+        rows = order[start : start + BATCH]
+        sampled = sample(
+            policy.model, [ids[i] for i in rows], 1, spec.max_completion_tokens, 0.0, policy.eos, policy.pad
+        )
+        for i, text in zip(rows, policy.tokenizer.batch_decode(sampled, skip_special_tokens=True), strict=True):
+            completions[i] = text
+        cued = [texts[i] + before_box(completions[i]) + policy.answer_cue for i in rows]
+        for i, letter in zip(rows, likely_letters(policy, cued, [counts[i] for i in rows]), strict=True):
+            likely[i] = letter
+    boxed = [choice_index(text, count) for text, count in zip(completions, counts, strict=True)]
+    return questions.with_columns(
+        pl.Series("completion", completions, dtype=pl.String),
+        pl.Series("boxed", boxed, dtype=pl.Int64),
+        pl.Series("likely", likely, dtype=pl.Int64),
+    )
+
+
+def choice_index(completion: str, count: int) -> int | None:
+    letter = boxed_letter(completion)
+    if letter is None:
+        return None
+    index = LETTERS.index(letter)
+    return index if index < count else None
+
+
+def before_box(completion: str) -> str:
+    """The reasoning, without the first box and what follows it."""
+    match = BOXED.search(completion)
+    return completion[: match.start()].rstrip() if match else completion.rstrip()
+
+
+@torch.no_grad()
+def likely_letters(policy: Policy, texts: list[str], counts: list[int]) -> list[int]:
+    """The likeliest of each text's offered letters as its next token."""
+    model = causal_model(policy.model)
+    ids, mask = left_pad(policy.encode(texts), policy.pad, model.device)
+    tokens = torch.tensor([row[-1] for row in policy.encode(list(LETTERS))], device=model.device)
+    scores = head(model, read_prompts(model, ids, mask).hidden)[:, tokens]
+    offered = torch.arange(len(LETTERS), device=model.device) < torch.tensor(counts, device=model.device)[:, None]
+    return scores.masked_fill(~offered, float("-inf")).argmax(-1).tolist()
