@@ -229,5 +229,6 @@ def save_optimizer(optimizer: torch.optim.Optimizer, names: list[str], path: Pat
 def load_optimizer(optimizer: torch.optim.Optimizer, names: list[str], path: Path) -> None:
     tensors = load_file(path)
     for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
-        keys = ("step", "exp_avg", "exp_avg_sq")
-        optimizer.state[parameter] = {key: tensors[f"{key}/{name}"] for key in keys}
+        moments = {key: tensors[f"{key}/{name}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
+        # AdamW keeps the count of steps on the CPU.
+        optimizer.state[parameter] = {"step": tensors[f"step/{name}"], **moments}

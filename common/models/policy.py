@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -16,6 +17,8 @@ from common.errors import UserError
 from common.study import Model, Study
 
 BUILT_IN = "built-in"
+ADAPTER = "default"
+"""PEFT's and TRL's name for the adapter that is trained."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,14 @@ def add_adapter(model: nn.Module, spec: Model, seed: int) -> nn.Module:
         r=spec.lora.rank, lora_alpha=spec.lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
     )
     torch.manual_seed(seed)
-    adapted = get_peft_model(model, config)
+    adapted = get_peft_model(model, config, adapter_name=ADAPTER)
     if spec.lora.freeze_a:
-        for name, parameter in adapted.named_parameters():
-            if "lora_A" in name:
-                parameter.requires_grad_(False)
+        for layer in adapted.modules():
+            if isinstance(layer, LoraLayer):
+                # PEFT makes an adapter trainable whenever it switches it on again, as after the KL term's
+                # reference, but for the tensors named here.
+                layer.frozen_peft_weight_names = {ADAPTER: ("lora_A",)}
+                layer.set_adapter(ADAPTER)
     return adapted
 
 

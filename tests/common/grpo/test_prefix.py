@@ -122,7 +122,12 @@ PROMPTS = [[5, 9, 31], [7], [44, 2, 81, 16, 60, 23, 90], [5, 9, 32]]
 def test_greedy_is_what_transformers_generates(model: nn.Module, eos: list[int]) -> None:
     ids, mask = left_pad(PROMPTS, PAD, torch.device("cpu"))
     generated = model.generate(  # type: ignore[operator]
-        input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=9, eos_token_id=eos or None, pad_token_id=PAD
+        input_ids=ids,
+        attention_mask=mask,
+        do_sample=False,
+        max_new_tokens=9,
+        eos_token_id=eos or None,
+        pad_token_id=PAD,
     )
     expected = []
     for row in generated[:, ids.shape[1] :].tolist():

@@ -24,7 +24,9 @@ def test_any_text_is_read(text: str) -> None:
     assert letter == (letters[0] if letters else None)
 
 
-@given(before=st.text(alphabet=st.characters(exclude_characters="\\")), letter=st.sampled_from("ABCDE"), after=st.text())
+@given(
+    before=st.text(alphabet=st.characters(exclude_characters="\\")), letter=st.sampled_from("ABCDE"), after=st.text()
+)
 def test_the_first_box_wins(before: str, letter: str, after: str) -> None:
     assert boxed_letter(f"{before}\\boxed{{{letter}}}{after}\\boxed{{A}}") == letter
 

@@ -1,0 +1,209 @@
+"""Local steps: exact continuation, determinism, and which questions are asked."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from common.grpo.local import LocalResult, LocalTrainer, derive_seed, load_optimizer, save_optimizer
+from common.models.policy import load_policy, load_trainable, trainable_state
+from common.study import Study
+
+State = dict[str, Tensor]
+
+
+def same(a: State, b: State) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[n].view(torch.int32), b[n].view(torch.int32)) for n in a)
+
+
+@pytest.fixture
+def train(tiny_model: Path, questions: pl.DataFrame) -> Callable[..., tuple[State, LocalResult]]:
+    """Steps by a new trainer on a new policy that holds `state`, or the base model's weights."""
+
+    def run(
+        study: Study,
+        folder: Path,
+        first: int = 0,
+        steps: int = 4,
+        state: State | None = None,
+        stream: str = "somewhere",
+        **options: Any,
+    ) -> tuple[State, LocalResult]:
+        policy = load_policy(study, tiny_model)
+        if state is not None:
+            load_trainable(policy, state)
+        trainer = LocalTrainer(policy, study, questions, stream)
+        result = trainer.run(first, steps, folder, **options)
+        return trainable_state(policy), result
+
+    return run
+
+
+Train = Callable[..., tuple[State, LocalResult]]
+
+
+@pytest.mark.parametrize("trainable", ["all", "lora"])
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_going_on_with_a_new_trainer_changes_no_bit(
+    make_study: Callable[..., Study], train: Train, tmp_path: Path, trainable: str, beta: float
+) -> None:
+    study = make_study(trainable, beta=beta, schedule="cosine", warmup_ratio=0.2, weight_decay=0.1)
+    through, results = train(study, tmp_path / "through", 0, 4)
+    halfway, first = train(study, tmp_path / "halves", 0, 2)
+    resumed, second = train(study, tmp_path / "halves", 2, 2, halfway)
+    assert same(through, resumed)
+    assert results.rewards == first.rewards + second.rewards
+    assert results.informative == first.informative + second.informative
+    assert (second.first_step, second.steps) == (2, 2)
+    # Both parts must have moved the model, and the optimiser's state must matter, or nothing was compared.
+    assert not same(halfway, resumed)
+    assert not same(train(study, tmp_path / "afresh", 2, 2, halfway, state_step=0)[0], resumed)
+
+
+def test_a_round_can_be_computed_again(make_study: Callable[..., Study], train: Train, tmp_path: Path) -> None:
+    study = make_study()
+    start, _ = train(study, tmp_path, 0, 2)
+    once, _ = train(study, tmp_path, 2, 2, start)
+    assert {path.name for path in tmp_path.iterdir()} == {"optimizer-2.safetensors", "optimizer-4.safetensors"}
+    assert same(once, train(study, tmp_path, 2, 2, start)[0])
+    train(study, tmp_path, 4, 2, once)
+    assert {path.name for path in tmp_path.iterdir()} == {"optimizer-4.safetensors", "optimizer-6.safetensors"}
+
+
+def test_a_site_that_missed_a_round_goes_on_from_its_last_state(
+    make_study: Callable[..., Study], train: Train, tmp_path: Path
+) -> None:
+    study = make_study()
+    start, _ = train(study, tmp_path, 0, 2)
+    missed, _ = train(study, tmp_path, 4, 2, start, state_step=2)
+    assert not same(missed, train(study, tmp_path / "other", 4, 2, start, state_step=0)[0])
+    assert (tmp_path / "optimizer-6.safetensors").exists()
+
+
+def test_seed_and_stream_decide_the_result(make_study: Callable[..., Study], train: Train, tmp_path: Path) -> None:
+    study = make_study()
+    once, first = train(study, tmp_path / "1")
+    torch.rand(7)  # draws elsewhere in the process
+    again, second = train(study, tmp_path / "2")
+    assert same(once, again) and (first.rewards, first.informative) == (second.rewards, second.informative)
+    assert not same(once, train(study, tmp_path / "3", stream="elsewhere")[0])
+    assert not same(once, train(make_study(seed=2), tmp_path / "4")[0])
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_lora_steps_leave_what_is_frozen(
+    make_study: Callable[..., Study], tiny_model: Path, questions: pl.DataFrame, tmp_path: Path, beta: float
+) -> None:
+    study = make_study("lora", beta=beta)
+    policy = load_policy(study, tiny_model)
+    before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
+    trained = set(trainable_state(policy))
+    LocalTrainer(policy, study, questions, "somewhere").run(0, 2, tmp_path)
+    assert set(trainable_state(policy)) == trained and all("lora_B" in name for name in trained)
+    after = dict(policy.model.named_parameters())
+    assert before.keys() == after.keys(), "parameters came or went"
+    assert {name for name in before if not torch.equal(before[name], after[name])} == trained
+
+
+def test_many_trainers_share_one_model(
+    make_study: Callable[..., Study], tiny_model: Path, questions: pl.DataFrame, train: Train, tmp_path: Path
+) -> None:
+    study = make_study()
+    policy = load_policy(study, tiny_model)
+    base = trainable_state(policy)
+    shared = [LocalTrainer(policy, study, questions, stream) for stream in ("one", "two")]
+    for trainer in shared:
+        load_trainable(policy, base)
+        trainer.run(0, 2, tmp_path / trainer.stream)
+        alone, _ = train(study, tmp_path / f"alone-{trainer.stream}", 0, 2, stream=trainer.stream)
+        assert same(trainable_state(policy), alone)
+
+
+def test_every_step_is_told_of_and_counted(make_study: Callable[..., Study], train: Train, tmp_path: Path) -> None:
+    study = make_study()
+    seen: list[tuple[int, float]] = []
+    _, result = train(study, tmp_path, 0, 6, on_step=lambda step, reward: seen.append((step, reward)))
+    assert [step for step, _ in seen] == list(range(6)) and [reward for _, reward in seen] == result.rewards
+    assert all(0 <= reward <= 1 for reward in result.rewards) and all(0 <= share <= 1 for share in result.informative)
+    assert result.seconds["generating"] > 0 and result.seconds["learning"] > 0
+
+
+def test_an_epoch_asks_every_question_once(
+    make_study: Callable[..., Study], tiny_model: Path, questions: pl.DataFrame
+) -> None:
+    study = make_study(prompts_per_step=4)
+    trainer = LocalTrainer(load_policy(study, tiny_model), study, questions, "somewhere")
+    total = len(trainer.rows)
+    assert total == questions.height and total % 4 == 2, "an epoch is to end within a step"
+    asked = [row["prompt"] for step in range(3 * total // 4) for row in trainer.batch(step)]
+    everything = Counter(row["prompt"] for row in trainer.rows)
+    epochs = [asked[start : start + total] for start in range(0, len(asked) - total + 1, total)]
+    assert len(epochs) >= 2 and all(Counter(epoch) == everything for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    # Any step can be asked for at any time.
+    assert [row["prompt"] for row in trainer.batch(1)] == asked[4:8]
+    again = LocalTrainer(trainer.policy, study, questions, "somewhere")
+    assert [row["prompt"] for row in again.batch(9)] == asked[36:40]
+
+
+def test_too_long_prompts_are_left_out_whole_and_counted(
+    make_study: Callable[..., Study], tiny_model: Path, questions: pl.DataFrame
+) -> None:
+    policy = load_policy(make_study(), tiny_model)
+    texts = [policy.prompt_text(s, p) for s, p in questions.select("system", "prompt").iter_rows()]
+    lengths = sorted(len(ids) for ids in policy.encode(texts))
+    limit = lengths[len(lengths) // 2]
+    long = sum(length > limit for length in lengths)
+    assert 0 < long < len(lengths)
+    trainer = LocalTrainer(policy, make_study(max_prompt_tokens=limit), questions, "somewhere")
+    assert (trainer.left_out, len(trainer.rows)) == (long, len(lengths) - long)
+    assert {row["prompt"] for row in trainer.rows} <= set(texts), "a prompt was cut"
+
+
+@pytest.mark.parametrize("grpo", [{"prompts_per_step": 31}, {"max_prompt_tokens": 1}])
+def test_too_few_questions_are_refused(
+    make_study: Callable[..., Study], tiny_model: Path, questions: pl.DataFrame, grpo: dict[str, int]
+) -> None:
+    study = make_study(**grpo)
+    with pytest.raises(UserError, match="training questions are fewer than grpo.prompts_per_step"):
+        LocalTrainer(load_policy(study, tiny_model), study, questions, "somewhere")
+
+
+def test_no_question_at_all_is_refused(
+    make_study: Callable[..., Study], tiny_model: Path, questions: pl.DataFrame
+) -> None:
+    with pytest.raises(UserError, match="somewhere: 0 training questions"):
+        LocalTrainer(load_policy(make_study(), tiny_model), make_study(), questions.clear(), "somewhere")
+
+
+def test_seeds_are_the_same_on_every_machine() -> None:
+    assert derive_seed(1, "somewhere", "step", 3) == derive_seed("1", "somewhere", "step", "3")
+    assert len({derive_seed(1, "a", 12), derive_seed(1, "a1", 2), derive_seed(1, "a", 1, 2)}) == 3
+    assert all(0 <= derive_seed(n) < 2**63 for n in range(100))
+
+
+def test_optimizer_state_comes_back_where_the_parameters_are(tmp_path: Path) -> None:
+    """Bit for bit on this device, and on another one (`meta` stands in: every machine has it)."""
+    weight = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
+    before = torch.optim.AdamW([weight], lr=0.1)
+    for _ in range(3):
+        (weight**2).sum().backward()
+        before.step()
+        before.zero_grad()
+    save_optimizer(before, ["weight"], tmp_path / "optimizer-3.safetensors")
+    here, elsewhere = torch.nn.Parameter(weight.detach().clone()), torch.nn.Parameter(weight.detach().to("meta"))
+    for parameter in (here, elsewhere):
+        after = torch.optim.AdamW([parameter], lr=0.1)
+        load_optimizer(after, ["weight"], tmp_path / "optimizer-3.safetensors")
+        assert after.state[parameter].keys() == before.state[weight].keys()
+        assert after.state[parameter]["exp_avg"].device == after.state[parameter]["exp_avg_sq"].device
+        assert after.state[parameter]["exp_avg"].device == parameter.device
+    loaded = torch.optim.AdamW([here], lr=0.1)
+    load_optimizer(loaded, ["weight"], tmp_path / "optimizer-3.safetensors")
+    assert all(torch.equal(loaded.state[here][key], value) for key, value in before.state[weight].items())
