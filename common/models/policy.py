@@ -6,10 +6,12 @@ factors (`lora`; with A frozen, B alone, whose mean over sites is the exact mean
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -117,16 +119,25 @@ def load_policy(study: Study, folder: str | Path) -> Policy:
         raise UserError(f"model.base: {place} is not a folder.", "Give a folder with config.json, or a hub name.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, study.model.dtype))
-    except (OSError, ValueError) as error:
+        dtype = getattr(torch, study.model.dtype)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"model.base: {place} cannot be loaded as a causal language model ({reason}).",
             "Give a folder with config.json, weights and tokenizer files, or a hub name that this machine reaches.",
         ) from None
+    base, info = loaded
+    if info["missing_keys"]:
+        # transformers would go on with random numbers, others at every site.
+        raise UserError(
+            f"model.base: {place} cannot be loaded as a causal language model (its weights lack "
+            f"{sorted(info['missing_keys'])[0]}).",
+            "Give a folder whose weights are whole.",
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.eval()
+    model: nn.Module = base.eval()
     if study.model.trainable == "lora":
         model = add_adapter(model, study.model, study.seed)
     if study.model.base == BUILT_IN:

@@ -1,7 +1,7 @@
 """The built-in model's tokenizer: nothing is lost, and what a record repeats is short."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,22 +11,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from common.models.tokenizer import END, PAD, SYSTEM, train_tokenizer
 from common.questions.rendering import label
 from common.questions.site_questions import site_questions
-from common.registry.config import read_registry_config
-from common.registry.registry import Registry, load_registry
-from common.study import parse_study
-
-SHIPPED = Path(__file__).parents[3] / "site_configs" / "synthetic" / "synthetic-public.toml"
+from common.registry.registry import Registry
+from common.study import Study
 
 
 @pytest.fixture(scope="module")
-def public() -> Registry:
-    return load_registry(read_registry_config(SHIPPED))
-
-
-@pytest.fixture(scope="module")
-def texts(public: Registry, tiny_study: dict[str, Any]) -> list[str]:
-    values = {**tiny_study, "sites": {"train": ["somewhere"], "public": ["synthetic-public"]}}
-    prompts = site_questions(public, parse_study(values, "test")).train["prompt"].head(400)
+def texts(public: Registry, builtin_study: Callable[..., Study]) -> list[str]:
+    prompts = site_questions(public, builtin_study()).train["prompt"].head(400)
     return [f"{prompt}\nLikely: yes\n\\boxed{{{'ABCDE'[n % 5]}}}" for n, prompt in enumerate(prompts)]
 
 
