@@ -19,6 +19,7 @@ import polars as pl
 
 from common.questions.building import build_questions, lookup_questions
 from common.questions.codebook import Codebook, fit_codebook
+from common.questions.rendering import label
 from common.registry.registry import Registry, shuffle_columns
 from common.study import Study
 
@@ -60,6 +61,7 @@ def exercises(public: Registry, study: Study, count: int, seed: int) -> list[Exe
     n_lookup = round(builtin.lookup_share * builtin.questions_per_record)
     # A number with few distinct values is asked like a category, but the worlds invent relations for categories.
     invented = {f.column for f in shuffled.features if f.kind == "category"}
+    names = {f.column: label(f) for f in shuffled.features}
     rng = np.random.default_rng([seed, 1 << 20])
     out = []
     for row in masked.iter_rows(named=True):
@@ -67,7 +69,8 @@ def exercises(public: Registry, study: Study, count: int, seed: int) -> list[Exe
         plain = (QUESTION + question, answer_of(row["choices"], row["answer"]))
         asked = []
         for lookup in by_patient[row["patient"]].iter_rows(named=True):
-            if lookup["feature"] != row["feature"]:
+            # A question about another feature may show what this record leaves out: outcomes, excluded pairs.
+            if lookup["feature"] != row["feature"] and f"\n{names[lookup['feature']]}: " in record:
                 text = QUESTION + lookup["prompt"].split(QUESTION)[1]
                 asked.append((text, answer_of(lookup["choices"], lookup["answer"])))
         picked = [asked[i] for i in rng.permutation(len(asked))[:n_lookup]]

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
+from common.grpo.prefix import left_pad, read_prompts
 from common.models import builtin
 from common.models.builtin import build_builtin, cache_key
 from common.models.policy import load_policy, trainable_state
+from common.models.tokenizer import END, SYSTEM, train_tokenizer
 from common.models.transfer import folder_sha256
+from common.models.warmup import exercises
 from common.registry.registry import Registry
 from common.study import Builtin, Study
 
@@ -81,3 +85,30 @@ def test_the_key_follows_everything_that_makes_the_model(
 def test_the_key_follows_nothing_else(builtin_study: Make, public: Registry) -> None:
     changed = {"grpo": {"learning_rate": 0.5}, "rounds": {"rounds": 9}, "name": "other", "title": "Another"}
     assert cache_key(builtin_study(changed), public) == cache_key(builtin_study(), public)
+
+
+def test_a_records_questions_share_it_as_if_each_had_its_own(builtin_study: Make, public: Registry) -> None:
+    """The warm-up's loss and gradients are those of record, question and answer read as one row."""
+    drill = exercises(public, builtin_study(), 4, seed=1)
+    texts = [SYSTEM + e.record + q + "\n" + a + END for e in drill for q, a in e.questions]
+    tokenizer = train_tokenizer(texts, 400)
+    model = builtin.new_model(builtin_study(), tokenizer)
+
+    def encode(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def gradient(loss: torch.Tensor) -> torch.Tensor:
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+    records = [encode(SYSTEM + e.record) for e in drill]
+    questions = [(row, encode(q + "\n"), encode(a + END)) for row, e in enumerate(drill) for q, a in e.questions]
+    ids, mask = left_pad(records, int(tokenizer.pad_token_id or 0), torch.device("cpu"))
+    shared = builtin.answer_loss(model, read_prompts(model, ids, mask), questions, 0)
+    whole = torch.zeros(())
+    for row, asked, said in questions:
+        tokens = torch.tensor([records[row] + asked + said])
+        logits = model(input_ids=tokens).logits[0, -len(said) - 1 : -1]
+        whole = whole + cross_entropy(logits, torch.tensor(said), reduction="sum")
+    torch.testing.assert_close(shared, whole, rtol=1e-5, atol=1e-4)
+    ours, plain = gradient(shared), gradient(whole)
+    assert (ours - plain).norm() <= 1e-5 * plain.norm()
