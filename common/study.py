@@ -67,8 +67,12 @@ class Lora(Strict):
 
 
 class Builtin(Strict):
-    """The built-in small model: Phi-3 architecture, for machines without weights."""
+    """The built-in small model: Phi-3 architecture, for machines without weights.
 
+    Its seed is its own: like a published model it is one for all seeds of a study.
+    """
+
+    seed: int = Field(default=1, ge=0)
     hidden: Positive = 64
     layers: Positive = 2
     heads: Positive = 4

@@ -25,6 +25,7 @@ from server.run_folder import EventLog, RunFolder, read_json, write_json
 from server.simulation import simulate_federated
 from server.workers import Job
 
+
 def do_job(run: Path, job: Job, cache: Path) -> None:
     """Do one job; done ones end at once.
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax
+from torch.nn.functional import cross_entropy, log_softmax
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
@@ -115,9 +115,10 @@ def completion_logps(
             use_cache=True,
         ).last_hidden_state
         hidden = torch.cat([hidden, later], dim=1)
-    logps = log_softmax(head(inner, hidden) / temperature, dim=-1)
-    chosen = logps.gather(-1, completions.unsqueeze(-1)).squeeze(-1)
+    logits = head(inner, hidden) / temperature
+    chosen = -cross_entropy(logits.flatten(0, 1), completions.flatten(), reduction="none").view_as(completions)
     with torch.no_grad():
+        logps = log_softmax(logits, dim=-1)
         entropy = -(logps.exp() * logps).sum(-1)
     return chosen, entropy
 
@@ -163,7 +164,11 @@ def sample(
         if temperature == 0:
             token = logits.argmax(-1)
         else:
-            token = torch.multinomial((logits / temperature).softmax(-1), 1).squeeze(-1)
+            # One uniform number a row through the cumulative distribution: torch.multinomial draws one a token
+            # of the vocabulary.
+            total = (logits / temperature).softmax(-1).cumsum(-1)
+            point = torch.rand(len(total), 1, device=device) * total[:, -1:]
+            token = torch.searchsorted(total, point, right=True).squeeze(-1).clamp(max=total.shape[-1] - 1)
         for row, value in zip(alive.tolist(), token.tolist(), strict=True):
             out[row].append(value)
         keep = (~torch.isin(token, ends)).nonzero().squeeze(-1)

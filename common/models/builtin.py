@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerFast
 
-from common.grpo.prefix import expand, head, left_pad, read_prompts
+from common.grpo.prefix import Prefix, expand, head, left_pad, read_prompts
 from common.models.tokenizer import END, PIECES, SYSTEM, TEMPLATE, train_tokenizer
 from common.models.warmup import Exercise, exercises
 from common.registry.registry import Registry
@@ -21,6 +21,8 @@ from common.study import Study
 
 POOL = 4000
 """Synthetic records; each is seen a few times."""
+PARTS = 3
+"""A warm-up step's questions go through the model in so many parts, by length."""
 Progress = Callable[[int, int], None]
 VERSION = 1
 """Raised when the code below changes what it builds, so that old caches are not taken."""
@@ -32,7 +34,7 @@ def cache_key(study: Study, public: Registry) -> str:
     digest = hashlib.sha256(json.dumps(study.model.builtin.model_dump(), sort_keys=True).encode())
     digest.update(json.dumps(study.questions.model_dump(), sort_keys=True).encode())
     digest.update(json.dumps([f.model_dump() for f in public.features], sort_keys=True).encode())
-    digest.update(json.dumps([VERSION, POOL, study.seed, PIECES, TEMPLATE, torch.__version__]).encode())
+    digest.update(json.dumps([VERSION, POOL, PIECES, TEMPLATE, torch.__version__]).encode())
     digest.update(frame.write_csv().encode())
     return digest.hexdigest()
 
@@ -48,7 +50,7 @@ def build_builtin(study: Study, public: Registry, cache: Path, progress: Progres
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    drill = exercises(public, study, POOL, study.seed)
+    drill = exercises(public, study, POOL, study.model.builtin.seed)
     texts = [SYSTEM + e.record + q + "\n" + a + END for e in drill for q, a in e.questions]
     tokenizer = train_tokenizer(texts, study.model.builtin.vocabulary)
     model = warm_up(study, tokenizer, drill, progress)
@@ -76,7 +78,7 @@ def new_model(study: Study, tokenizer: PreTrainedTokenizerFast) -> Phi3ForCausal
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    torch.manual_seed(study.seed)
+    torch.manual_seed(spec.seed)
     return Phi3ForCausalLM(config)
 
 
@@ -97,7 +99,7 @@ def warm_up(
     starts = np.cumsum([0] + [len(e.questions) for e in drill])
     pad = tokenizer.pad_token_id
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.warmup_lr, weight_decay=0.01)
-    rng = np.random.default_rng(study.seed)
+    rng = np.random.default_rng(spec.seed)
     for step in range(spec.warmup_steps):
         # A short rise, then a cosine down to a twentieth.
         rise = min(1.0, (step + 1) / 50)
@@ -105,25 +107,17 @@ def warm_up(
         optimizer.param_groups[0]["lr"] = spec.warmup_lr * rise * fall
         batch = rng.choice(len(drill), spec.warmup_batch, replace=False)
         ids, mask = left_pad([records[i] for i in batch], pad, torch.device("cpu"))
-        questions = [(row, k) for row, i in enumerate(batch) for k in range(starts[i], starts[i + 1])]
-        width = max(len(asked[k]) + len(answers[k]) for _, k in questions)
-        suffix = torch.full((len(questions), width), pad)
-        label = torch.full((len(questions), width), -100)
-        for line, (_, k) in enumerate(questions):
-            tokens, begin = asked[k] + answers[k], len(asked[k])
-            suffix[line, : len(tokens)] = torch.tensor(tokens)
-            label[line, begin - 1 : len(tokens) - 1] = torch.tensor(answers[k])
-        rows = torch.tensor([row for row, _ in questions])
         prefix = read_prompts(model, ids, mask)
-        hidden = model.model(
-            input_ids=suffix,
-            attention_mask=torch.cat([mask[rows], torch.ones_like(suffix)], dim=1),
-            position_ids=mask.sum(-1)[rows, None] + torch.arange(width),
-            past_key_values=expand(model, prefix, rows),
-            use_cache=True,
-        ).last_hidden_state
-        scored = label != -100
-        loss = cross_entropy(head(model, hidden[scored]), label[scored])
+        questions = [(row, k) for row, i in enumerate(batch) for k in range(starts[i], starts[i + 1])]
+        # Questions of like length go together, so that little is spent on padding.
+        questions.sort(key=lambda question: len(asked[question[1]]) + len(answers[question[1]]))
+        parts = [
+            questions[i : i + len(questions) // PARTS + 1]
+            for i in range(0, len(questions), len(questions) // PARTS + 1)
+        ]
+        scored = sum(len(answers[k]) for _, k in questions)
+        losses = [answer_loss(model, prefix, [(row, asked[k], answers[k]) for row, k in part], pad) for part in parts]
+        loss = torch.stack(losses).sum() / scored
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -132,3 +126,29 @@ def warm_up(
             progress(step + 1, spec.warmup_steps)
     model.eval()
     return model
+
+
+def answer_loss(
+    model: Phi3ForCausalLM, prefix: Prefix, questions: list[tuple[int, list[int], list[int]]], pad: int
+) -> torch.Tensor:
+    """Summed cross-entropy of the answers' tokens; each question stands on the record that it names.
+
+    Args:
+        questions: (row of the record in `prefix`, question tokens, answer tokens).
+    """
+    width = max(len(asked) + len(answer) for _, asked, answer in questions)
+    ids = torch.full((len(questions), width), pad)
+    label = torch.full((len(questions), width), -100)
+    for line, (_, asked, answer) in enumerate(questions):
+        ids[line, : len(asked) + len(answer)] = torch.tensor(asked + answer)
+        label[line, len(asked) - 1 : len(asked) + len(answer) - 1] = torch.tensor(answer)
+    rows = torch.tensor([row for row, _, _ in questions])
+    hidden = model.model(
+        input_ids=ids,
+        attention_mask=torch.cat([prefix.mask[rows], torch.ones_like(ids)], dim=1),
+        position_ids=prefix.mask.sum(-1)[rows, None] + torch.arange(width),
+        past_key_values=expand(model, prefix, rows),
+        use_cache=True,
+    ).last_hidden_state
+    scored = label != -100
+    return cross_entropy(head(model, hidden[scored]), label[scored], reduction="sum")
