@@ -75,24 +75,36 @@ class Builtin(Strict):
     seed: int = Field(default=1, ge=0)
     hidden: Positive = 64
     layers: Positive = 2
-    heads: Positive = 4
+    heads: Positive = 8
     vocabulary: int = Field(default=2048, ge=300)
     warmup_steps: Positive = 600
     warmup_batch: Positive = 24
     """Synthetic records per warm-up step."""
-    warmup_lr: float = Field(default=3e-3, gt=0)
+    warmup_lr: float = Field(default=5e-3, gt=0)
     questions_per_record: int = Field(default=8, ge=2)
-    practice_worlds: int = Field(default=4, ge=0)
+    guesses: Positive = 3
+    """How often a record's masked value is asked, the choices in another order each time."""
+    practice_worlds: int = Field(default=2, ge=0)
     """Invented worlds for practice questions; 0 for none."""
-    lookup_share: float = Field(default=0.6, ge=0, lt=1)
+    lookup_share: float = Field(default=0.4, ge=0, lt=1)
     """Share of warm-up questions that ask for a value the record shows (teaches reading and letters)."""
+
+    @model_validator(mode="after")
+    def questions_fit(self) -> "Builtin":
+        lookups = round(self.lookup_share * self.questions_per_record)
+        if self.guesses + lookups > self.questions_per_record:
+            raise ValueError(
+                f"guesses {self.guesses} and {lookups} look-ups are more than questions_per_record "
+                f"{self.questions_per_record}; raise it, or lower guesses or lookup_share"
+            )
+        return self
 
     @model_validator(mode="after")
     def heads_divide(self) -> "Builtin":
         if self.hidden % self.heads or (self.hidden // self.heads) % 2:
             raise ValueError(
                 f"hidden {self.hidden} over heads {self.heads} must be a whole, even head size; "
-                "choose for example hidden = 64, heads = 4"
+                "choose for example hidden = 64, heads = 8"
             )
         return self
 

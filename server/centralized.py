@@ -1,8 +1,8 @@
 """Training without federation on the same questions: the paper's baseline on pooled data, and a site alone.
 
-A cohort is one or more sites whose questions lie together. It takes as many optimiser steps a round as its
-sites take together in the federated run, so that every arm sees as many questions; its questions are those
-that the sites build for themselves, each with its own codebook, so that nothing but where they are learned
+A cohort is one or more sites whose questions lie together. It takes as many optimiser steps as a site takes in
+the federated run, each on as many questions as the sites' steps have together, so that every arm sees as many
+questions and moves as often; its questions are those that the sites build for themselves, each with its own codebook, so that nothing but where they are learned
 from differs. One site alone, one site federated and centralized over one site are the same computation,
 bit for bit.
 """
@@ -85,10 +85,11 @@ def train_cohort(study: Study, model: Path, cohort: Cohort, store: RoundStore, l
         checkpoint = Checkpoint(0, 0, trainable_state(policy), {}, notes)
         store.save(checkpoint)
     load_trainable(policy, checkpoint.model)
-    steps = study.rounds.local_steps * len(cohort.train)
-    trainer = LocalTrainer(policy, study, cohort.questions, cohort.stream, total_steps=steps * study.rounds.rounds)
+    together = study.grpo.prompts_per_step * len(cohort.train)
+    pooled = study.model_copy(update={"grpo": study.grpo.model_copy(update={"prompts_per_step": together})})
+    trainer = LocalTrainer(policy, pooled, cohort.questions, cohort.stream)
     for number in range(checkpoint.round + 1, study.rounds.rounds + 1):
-        checkpoint = train_round(study, policy, trainer, cohort, checkpoint, store, log, number, steps)
+        checkpoint = train_round(study, policy, trainer, cohort, checkpoint, store, log, number)
     return checkpoint
 
 
@@ -101,8 +102,8 @@ def train_round(
     store: RoundStore,
     log: EventLog,
     number: int,
-    steps: int,
 ) -> Checkpoint:
+    steps = study.rounds.local_steps
     start = time.monotonic()
     result = trainer.run((number - 1) * steps, steps, store.folder / "state")
     learned = time.monotonic()

@@ -5,21 +5,23 @@ relation between two features of a real patient can be learned here. Each synthe
 is followed by several questions that share it:
 
 - look-ups of a value that the record shows: they teach reading and binding a value to its letter;
-- the masked value: independent of the record by construction, so what is learned is its frequency, and GRPO
-  later finds right answers among its samples;
+- guesses of the masked value: independent of the record by construction, so what is learned is its frequency,
+  and GRPO later finds right answers among its samples; asked several times with the choices in another order,
+  which binds what was guessed to its letter;
 - practice: the masked value in an invented world, where it follows from a few other values by random weights.
   Practice questions name their world, so they leave the plain question's base rates alone; they teach the
   network to gather evidence from the whole record, which GRPO then only has to weigh anew.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from common.questions.building import build_questions, lookup_questions
 from common.questions.codebook import Codebook, fit_codebook
-from common.questions.rendering import label
+from common.questions.rendering import label, render_choices
 from common.registry.registry import Registry, shuffle_columns
 from common.study import Study
 
@@ -57,6 +59,7 @@ def exercises(public: Registry, study: Study, count: int, seed: int) -> list[Exe
     lookups = lookup_questions(shuffled, codebook, spec, seed, everything)
     by_patient = {key[0]: part for key, part in lookups.group_by("patient", maintain_order=True)}
     worlds = [World(codebook, shuffled, np.random.default_rng([seed, k])) for k in range(builtin.practice_worlds)]
+    shares = {f.column: frequencies(shuffled, f.column) for f in shuffled.features if f.kind == "category"}
     records = {row["patient"]: row for row in shuffled.frame.iter_rows(named=True)}
     n_lookup = round(builtin.lookup_share * builtin.questions_per_record)
     # A number with few distinct values is asked like a category, but the worlds invent relations for categories.
@@ -66,7 +69,7 @@ def exercises(public: Registry, study: Study, count: int, seed: int) -> list[Exe
     out = []
     for row in masked.iter_rows(named=True):
         record, question = row["prompt"].split(QUESTION)
-        plain = (QUESTION + question, answer_of(row["choices"], row["answer"]))
+        plain = guesses(row, question, shares.get(row["feature"]), builtin.guesses, rng)
         asked = []
         for lookup in by_patient[row["patient"]].iter_rows(named=True):
             # A question about another feature may show what this record leaves out: outcomes, excluded pairs.
@@ -76,11 +79,37 @@ def exercises(public: Registry, study: Study, count: int, seed: int) -> list[Exe
         picked = [asked[i] for i in rng.permutation(len(asked))[:n_lookup]]
         rest = builtin.questions_per_record - len(picked)
         practised = []
-        for k in rng.permutation(len(worlds))[: max(0, rest - 1)] if row["feature"] in invented else ():
+        for k in rng.permutation(len(worlds))[: max(0, rest - len(plain))] if row["feature"] in invented else ():
             index = worlds[k].answer(row["feature"], row["choices"], records[row["patient"]], rng)
             text = f"{QUESTION}Practice {k}: {question}"
             practised.append((text, answer_of(row["choices"], index)))
-        out.append(Exercise(record, (plain, *practised, *picked)))
+        out.append(Exercise(record, (*plain, *practised, *picked)))
+    return out
+
+
+def frequencies(registry: Registry, column: str) -> dict[str, float]:
+    counts = registry.frame[column].drop_nulls().value_counts().sort(column)
+    total = counts["count"].sum()
+    return {value: number / total for value, number in counts.iter_rows()}
+
+
+def guesses(
+    row: dict[str, Any], question: str, shares: dict[str, float] | None, count: int, rng: np.random.Generator
+) -> list[tuple[str, str]]:
+    """The masked value asked `count` times, the choices in another order each time, answered by its frequency.
+
+    What is guessed is chance; the letter of what was guessed is not: this is what teaches to bind the two.
+
+    Args:
+        row: the question; shares: frequencies of its feature's values, None for a number, guessed uniformly.
+    """
+    sentence = question.split("\n")[0]
+    out = []
+    for _ in range(count):
+        choices = [row["choices"][i] for i in rng.permutation(len(row["choices"]))]
+        weight = np.array([1.0 if shares is None else shares.get(choice, 1e-6) for choice in choices])
+        index = int(rng.choice(len(choices), p=weight / weight.sum()))
+        out.append((f"{QUESTION}{sentence}\n{render_choices(choices)}", answer_of(choices, index)))
     return out
 
 
@@ -97,9 +126,7 @@ class World:
         for feature in registry.features:
             if feature.kind != "category":
                 continue
-            counts = registry.frame[feature.column].drop_nulls().value_counts().sort(feature.column)
-            total = counts["count"].sum()
-            self.frequency[feature.column] = {v: n / total for v, n in counts.iter_rows()}
+            self.frequency[feature.column] = frequencies(registry, feature.column)
             others = [c for c in columns if c != feature.column]
             self.evidence[feature.column] = [others[i] for i in rng.permutation(len(others))[:EVIDENCE]]
             for other in self.evidence[feature.column]:
