@@ -2,9 +2,9 @@
 
 A cohort is one or more sites whose questions lie together. It takes as many optimiser steps as a site takes in
 the federated run, each on as many questions as the sites' steps have together, so that every arm sees as many
-questions and moves as often; its questions are those that the sites build for themselves, each with its own codebook, so that nothing but where they are learned
-from differs. One site alone, one site federated and centralized over one site are the same computation,
-bit for bit.
+questions and moves as often. Its questions are those that the sites build for themselves, each with its own
+codebook, so that nothing but where they are learned from differs. One site alone, one site federated and
+centralized over one site are the same computation, bit for bit.
 """
 
 import time

@@ -43,7 +43,7 @@ def test_what_a_record_repeats_is_one_token(
     tokenizer: PreTrainedTokenizerFast, public: Registry, texts: list[str]
 ) -> None:
     shown = [f for f in public.features if sum(f"\n{label(f)}: " in text for text in texts) > 50]
-    assert len(shown) > 15
+    assert len(shown) >= 10
     for feature in shown:
         line = f"\n{label(feature)}: "
         assert pieces(tokenizer, f"{line}A")[0] == line
