@@ -76,13 +76,13 @@ def test_lookups_say_what_the_record_shows(drill: list[Exercise]) -> None:
     assert seen > 2 * RECORDS
 
 
-def test_the_masked_value_stands_nowhere_in_the_record(drill: list[Exercise]) -> None:
+def test_the_masked_value_stands_nowhere_in_the_record(drill: list[Exercise], study: Study) -> None:
     for exercise in drill:
         name = masked(exercise)
         assert [line for line in exercise.record.splitlines() if line.startswith(f"{name}: ")] == [f"{name}: {MASK}"]
         asked = [kind(question) for question, _ in exercise.questions]
         assert all(other == name for what, other in asked if what != "lookup")
-        assert [what for what, _ in asked].count("plain") == 1
+        assert [what for what, _ in asked].count("plain") == study.model.builtin.guesses
 
 
 def test_practice_names_its_world(drill: list[Exercise], study: Study) -> None:
@@ -94,7 +94,10 @@ def test_practice_names_its_world(drill: list[Exercise], study: Study) -> None:
             if kind(question)[0] == "practice":
                 match = ASKED.match(question)
                 assert match is not None
-                assert question == plain.replace(QUESTION, f"{QUESTION}Practice {match['world']}: ", 1)
+                sentence, *choices = question.replace(f"Practice {match['world']}: ", "", 1).splitlines()[2:]
+                same, *offered = plain.splitlines()[2:]
+                assert sentence == same
+                assert sorted(c[3:] for c in choices) == sorted(c[3:] for c in offered)
                 worlds[match["world"]] += 1
     assert set(worlds) == {str(k) for k in range(study.model.builtin.practice_worlds)}
 
@@ -139,7 +142,7 @@ def test_no_value_says_anything_about_another(drill: list[Exercise], public: Reg
         # The masked value stands in its answer.
         shown.append({**lines(exercise.record), masked(exercise): match["value"]})
     found = related(common_values(shown, names))
-    assert len(found) > 80
+    assert len(found) > 30
     assert min(found.values()) > 0.001 / len(found), min(found, key=lambda pair: found[pair])
     # No more small p-values than chance gives.
     assert np.mean(np.array(list(found.values())) < 0.05) < 0.12

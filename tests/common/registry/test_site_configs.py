@@ -91,9 +91,9 @@ def test_the_demo_can_be_reasoned_out_and_not_guessed() -> None:
         guesses.append((answer[test] == common).mean())
         model = HistGradientBoostingClassifier(max_iter=25, learning_rate=0.2, max_leaf_nodes=8, random_state=0)
         reasoned.append(model.fit(record[train], answer[train]).score(record[test], answer[test]))
-    assert 0.40 < np.mean(guesses) < 0.55
-    assert 0.80 < np.mean(reasoned) < 0.92
-    assert min(np.subtract(reasoned, guesses)) > 0.25
+    assert 0.35 < np.mean(guesses) < 0.55
+    assert 0.70 < np.mean(reasoned) < 0.92
+    assert min(np.subtract(reasoned, guesses)) > 0.1
 
 
 def test_ist_sites_are_the_whole_trial_without_overlap(ist: dict[str, RegistryConfig]) -> None:
