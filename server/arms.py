@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 
 from common.errors import UserError
+from common.registry.config import read_registry_config
 from common.study import Study
 from server.jobs import SPLITS, YARDSTICKS, answered_path, is_done, jobs_of, work
 from server.run_folder import RunFolder, read_json, write_json, write_text
@@ -80,13 +81,19 @@ def spent(folder: RunFolder, seeds: list[int]) -> tuple[dict[str, float], dict[s
     return seconds, sent
 
 
+def names(study: Study) -> dict[str, str]:
+    """Printed names of the features, by column."""
+    path = Path(study.simulation.site_configs) / f"{study.sites.train[0]}.toml"
+    return {feature.column: feature.name for feature in read_registry_config(path).features}
+
+
 def sum_up(folder: RunFolder, study: Study, seeds: list[int], arms: list[str], complete: bool) -> dict[str, Any]:
     """Write `result.json` from what is there."""
     from server.report.result import summarise
 
     answered = collect(folder, study, seeds, arms)
     seconds, sent = spent(folder, seeds)
-    result = summarise(answered, study, complete=complete, seconds=seconds, bytes_sent=sent)
+    result = summarise(answered, study, complete=complete, seconds=seconds, bytes_sent=sent, names=names(study))
     write_json(folder.path / "result.json", result)
     return result
 
