@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import Context
-from pydantic import ValidationError
 
 from client.egress import Door
 from client.policy import Policy
 from common.errors import UserError
 from common.registry.config import RegistryConfig, read_registry_config, read_values
-from common.study import Strict, explain
+from common.study import Strict, checked
 
 
 class Settings(Strict):
@@ -49,10 +48,7 @@ def read_site(path: Path, state: Path) -> Site:
         UserError: wrong key, type, value or combination.
     """
     values = read_values(path)
-    try:
-        settings = Settings.model_validate(values.pop("client", {}))
-    except ValidationError as error:
-        raise explain(error, f"{path} [client]") from None
+    settings = checked(Settings, values.pop("client", {}), f"{path} [client]")
     return Site(read_registry_config(path, values), settings, state)
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,20 +18,24 @@ from common.errors import UserError
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 
 class Strict(BaseModel):
-    """Unknown keys are refused, values never change after reading."""
+    """Unknown keys and numbers that are not finite are refused, values never change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Checked = TypeVar("Checked", bound=Strict)
 
 
 class Sites(Strict):
     """Who takes part, by name. A run starts when all of `train` are present, or not at all."""
 
-    train: tuple[str, ...] = Field(min_length=1)
-    unseen: tuple[str, ...] = ()
-    public: tuple[str, ...] = ()
+    train: tuple[SiteName, ...] = Field(min_length=1)
+    unseen: tuple[SiteName, ...] = ()
+    public: tuple[SiteName, ...] = ()
     """Declared public cohorts: excluded from every other role; only the built-in model sees them."""
 
     @model_validator(mode="after")
@@ -238,17 +242,33 @@ class Study(Strict):
         return self.model_copy(update={"seed": seed})
 
 
+def checked(model: type[Checked], values: dict, source: str) -> Checked:
+    """Values as read from a file, as the model; "3" is no number and 1 is no truth value.
+
+    Raises:
+        UserError: wrong key, type, value or combination.
+    """
+    try:
+        # As JSON, since only there pydantic's strict types take a list for a tuple and a table for a model.
+        return model.model_validate_json(json.dumps(values, default=str), strict=True)
+    except ValidationError as error:
+        raise explain(error, source) from None
+
+
 def explain(error: ValidationError, source: str) -> UserError:
     """The first thing wrong with a configuration, as one sentence with the field, value and remedy."""
     first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"]) or "(whole file)"
+    field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return UserError(f"{source}: there is no setting {field!r}.", "Remove it or correct its spelling.")
     if first["type"] == "missing":
         return UserError(f"{source}: {field!r} is missing.", "Add it.")
-    message = first["msg"].removeprefix("Value error, ")
-    value = "" if first["type"] == "value_error" else f" = {first['input']!r}"
-    return UserError(f"{source}: {field}{value}: {message}.", "Correct the value.")
+    if first["type"] == "value_error":
+        # Our own validators say "what is wrong; what to do".
+        what, _, remedy = first["msg"].removeprefix("Value error, ").partition("; ")
+        place = f"{source}: {field}" if field else source
+        return UserError(f"{place}: {what}.", f"{remedy[:1].upper()}{remedy[1:]}." if remedy else "Correct the value.")
+    return UserError(f"{source}: {field or '(whole file)'} = {first['input']!r}: {first['msg']}.", "Correct the value.")
 
 
 def read_toml(path: Path) -> dict:
@@ -270,10 +290,7 @@ def read_toml(path: Path) -> dict:
 
 
 def parse_study(values: dict, source: str) -> Study:
-    try:
-        return Study.model_validate(values)
-    except ValidationError as error:
-        raise explain(error, source) from None
+    return checked(Study, values, source)
 
 
 def read_study(path: Path) -> Study:

@@ -9,10 +9,10 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from common.errors import UserError
-from common.study import Strict, explain, read_toml
+from common.study import SiteName, Strict, checked, read_toml
 
 ROW = "#row"
 """As `patient`: the table has no patient column, one row is one patient, known by its number in the file."""
@@ -65,7 +65,7 @@ class Synthetic(Strict):
 
 
 class RegistryConfig(Strict):
-    site: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    site: SiteName
     title: str = ""
     table: Table
     synthetic: Synthetic | None = None
@@ -147,10 +147,7 @@ def read_registry_config(path: Path, values: dict[str, Any] | None = None) -> Re
     """
     # The `[client]` table is the hospital's own (client/site.py); a simulation reads the same file without it.
     values = {key: value for key, value in (values or read_values(path)).items() if key != "client"}
-    try:
-        config = RegistryConfig.model_validate(values)
-    except ValidationError as error:
-        raise explain(error, str(path)) from None
+    config = checked(RegistryConfig, values, str(path))
     if not config.table.path:
         return config
     place = Path(expand_environment(config.table.path, "table.path", str(path)))
