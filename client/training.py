@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from client.egress import Configured, Evaluated, Trained
 from client.messages import HASH, Task
-from client.policy import BAD_MODEL, NOT_CONFIGURED, Refusal
+from client.policy import BAD_MODEL, BAD_REQUEST, NOT_CONFIGURED, Refusal
 from client.site import Site
 from common.errors import UserError
 from common.evaluation.scoring import chosen
@@ -154,12 +154,24 @@ class SiteStudy:
         load_trainable(policy, model)
         return policy
 
+    def check(self, task: Task) -> None:
+        """The approved study fixes which steps a round takes: a message cannot ask for fewer patients in an update.
+
+        Raises:
+            Refusal: BAD_REQUEST for a round or steps that are not the study's.
+        """
+        rounds = self.study.rounds
+        first = (task.round - 1) * rounds.local_steps
+        if not 1 <= task.round <= rounds.rounds or (task.first_step, task.steps) != (first, rounds.local_steps):
+            raise Refusal(BAD_REQUEST)
+
     def train(self, task: Task, model: State) -> Trained:
         """The local steps of a round, and the update they make.
 
         The update stays on the disk until the next round's: asked again for the same round from the same
         model, the site sends the same bytes and takes no further step.
         """
+        self.check(task)
         folder = self.folder / "runs" / task.run
         asked = {"round": task.round, "first_step": task.first_step, "steps": task.steps, "model": sha256(model)}
         last = json.loads((folder / "last.json").read_text()) if (folder / "last.json").exists() else None

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from client.messages import Task
-from client.policy import BAD_MODEL, NOT_CONFIGURED, Policy, Refusal
+from client.policy import BAD_MODEL, BAD_REQUEST, NOT_CONFIGURED, Policy, Refusal
 from client.site import Settings, Site
 from client.training import SiteStudy
 from common.models.policy import load_policy, trainable_state
@@ -75,6 +75,18 @@ def test_a_site_that_missed_rounds_goes_on(at_site: SiteStudy, model: State) -> 
 def test_a_site_may_come_late(at_site: SiteStudy, model: State) -> None:
     at_site.configure(None)
     assert at_site.train(task(3), model).round == 3
+
+
+@pytest.mark.parametrize(
+    "asked", [Task("run", 1, 0, 1), Task("run", 2, 0, 2), Task("run", 5, 8, 2), Task("run", 0, 0, 2)]
+)
+def test_steps_that_the_study_does_not_take_are_refused(at_site: SiteStudy, model: State, asked: Task) -> None:
+    """A single step on a batch of the coordinator's choice would rest on a few patients."""
+    at_site.configure(None)
+    with pytest.raises(Refusal) as refused:
+        at_site.train(asked, model)
+    assert refused.value.code == BAD_REQUEST
+    assert not (at_site.folder / "runs").exists()
 
 
 def test_without_a_study_there_is_nothing_to_train(at_site: SiteStudy, model: State) -> None:

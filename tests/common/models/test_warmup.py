@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from scipy.stats import chi2_contingency
 
-from common.models.warmup import EVIDENCE, LETTERS, QUESTION, Exercise, World, exercises
+from common.models.warmup import EVIDENCE, LETTERS, Exercise, World, exercises
 from common.questions.codebook import fit_codebook
 from common.questions.rendering import MASK, label
 from common.registry.registry import Registry
