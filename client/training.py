@@ -17,7 +17,6 @@ from time import perf_counter
 from typing import Any
 
 import polars as pl
-from common.evaluation.answering import answer
 from safetensors.torch import load_file, save_file
 
 from client.egress import Configured, Evaluated, Trained
@@ -25,6 +24,7 @@ from client.messages import HASH, Task
 from client.policy import BAD_MODEL, BAD_REQUEST, NOT_CONFIGURED, Refusal
 from client.site import Site
 from common.errors import UserError
+from common.evaluation.answering import answer
 from common.evaluation.scoring import chosen
 from common.grpo.local import LocalTrainer
 from common.models.policy import Policy, load_policy, load_trainable, trainable_state
