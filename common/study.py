@@ -20,6 +20,8 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
+BUILT_IN = "built-in"
+
 
 class Strict(BaseModel):
     """Unknown keys and numbers that are not finite are refused, values never change after reading."""
@@ -114,7 +116,7 @@ class Builtin(Strict):
 
 
 class Model(Strict):
-    base: str = "built-in"
+    base: str = BUILT_IN
     """`built-in`, a local folder, or a hub name."""
     trainable: Literal["all", "lora"] = "all"
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -123,7 +125,7 @@ class Model(Strict):
 
 
 class Grpo(Strict):
-    """Local GRPO steps. Defaults are those of the small CPU studies; `studies/paper.toml` has the paper's."""
+    """Local GRPO steps. Defaults are those of the small CPU studies; docs/reproducing_the_paper.md has the paper's."""
 
     group_size: int = Field(default=8, ge=2)
     prompts_per_step: Positive = 16
@@ -209,7 +211,7 @@ class Study(Strict):
                 "model.lora.freeze_a is false: averaging A and B apart is not the average of the sites' "
                 "models; set freeze_a = true or model.trainable = 'all'"
             )
-        if self.model.base == "built-in" and not self.sites.public:
+        if self.model.base == BUILT_IN and not self.sites.public:
             raise ValueError(
                 "model.base is 'built-in' but sites.public is empty: the built-in model takes its base rates "
                 "from a declared public cohort; name one in sites.public or give model.base a folder"

@@ -11,10 +11,10 @@ from common.errors import UserError
 from common.evaluation.answering import answer
 from common.evaluation.yardsticks import TrainingRecords, gradient_boosting, most_frequent, random_letter
 from common.models.builtin import build_builtin
-from common.models.policy import BUILT_IN, load_policy, load_trainable
+from common.models.policy import load_policy, load_trainable
 from common.models.transfer import folder_sha256
 from common.registry.registry import concat_registries
-from common.study import Study
+from common.study import BUILT_IN, Study
 from common.update.tensors import State
 from server.centralized import Cohort, train_cohort
 from server.frames import Frames, build_frames, keep, registries
@@ -67,6 +67,9 @@ def prepare_model(folder: RunFolder, study: Study, cache: Path, log: EventLog) -
         pooled = public[0] if len(public) == 1 else concat_registries(public, "public")
         base = build_builtin(study, pooled, cache, progress)
     log.write("base_model", done=study.model.builtin.warmup_steps, total=study.model.builtin.warmup_steps)
+    if base.is_dir():
+        # A resume may be typed in another folder.
+        base = base.resolve()
     digest = folder_sha256(base) if base.is_dir() else ""
     write_json(folder.seed(study.seed) / "base.json", {"folder": str(base), "sha256": digest})
 

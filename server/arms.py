@@ -1,6 +1,6 @@
 """All arms of a study on this machine: prepare, run the jobs, sum up.
 
-Order of work, in worker processes: the base model and the questions of each seed; then every arm of every seed,
+Order of work, in worker processes: the questions of each seed and the base model; then every arm of every seed,
 the longest first; then the results and the report.
 """
 
@@ -150,9 +150,13 @@ def run_arms(folder: RunFolder, cache: Path, tick: Callable[[list[Job]], None]) 
         log = folder.log()
         log.write("run_started" if not (folder.path / "result.json").exists() else "run_resumed")
         prepare(folder, seeds)
-        first = [Job(seed, arm) for arm in ("model", "questions") for seed in seeds]
+        # Questions first: what is wrong with a site's data is known before the base model is built, and that is
+        # built once for all seeds.
+        first = [*(Job(seed, "questions") for seed in seeds), Job(seeds[0], "model")]
+        others = [Job(seed, "model") for seed in seeds[1:]]
         with Workers(folder.path, partial(work, cache=cache), workers_for(study)) as pool:
             pool.do([job for job in first if not is_done(folder, job)], tick)
+            pool.do([job for job in others if not is_done(folder, job)], tick)
             pool.do([job for job in jobs_of(study, seeds, arms) if not is_done(folder, job)], tick)
         result = sum_up(folder, study, seeds, arms, complete=True)
         write_json(folder.path / "examples.json", examples(collect(folder, study, seeds[:1], arms), seeds[0]))

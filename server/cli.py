@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import UserError
-from common.study import Study, read_study
+from common.study import BUILT_IN, Study, read_study
 from server.serve_cli import app as serve_app
 
 app = typer.Typer(
@@ -47,19 +47,19 @@ def simulate(
     cache: Cache = None,
 ) -> None:
     """Play every site of a study on this machine, compare the arms and write a report."""
-    from server.run_folder import create_run, open_run
+    from server.run_folder import create_run, reopen_run
 
     if (study is None) == (resume is None):
         raise UserError("Give either a study file or --resume RUN.", "See `wardround simulate --help`.")
     if engine not in ENGINES:
         raise UserError(f"--engine {engine}: there is no such engine.", f"Choose from {', '.join(ENGINES)}.")
     if resume is not None:
-        go(open_run(resume), cache)
+        go(reopen_run(resume), cache)
         return
     assert study is not None
     resolved = read_study(study)
     chosen = named_arms(arms)
-    check_sites(resolved)
+    check_before(resolved, runs, cache)
     numbers = list(range(resolved.seed, resolved.seed + seeds))
     go(create_run(runs, resolved, numbers, chosen, time.time(), engine), cache)
 
@@ -75,7 +75,7 @@ def centralize(
     from server.run_folder import create_run
 
     resolved = read_study(study)
-    check_sites(resolved)
+    check_before(resolved, runs, cache)
     numbers = list(range(resolved.seed, resolved.seed + seeds))
     go(create_run(runs, resolved, numbers, ["base", "centralized", "yardsticks"], time.time()), cache)
 
@@ -130,27 +130,31 @@ def named_arms(text: str) -> list[str]:
     return [arm for arm in ARMS if arm in named]
 
 
-def check_sites(study: Study) -> None:
-    """Every site's file is there and right, before a run folder is made.
+def cache_folder(cache: Path | None) -> Path:
+    from platformdirs import user_cache_path
+
+    return cache or user_cache_path("wardround") / "models"
+
+
+def check_before(study: Study, runs: Path, cache: Path | None) -> None:
+    """What would stop a run stops it here, before its folder is made; features that sites leave out are listed.
 
     Raises:
-        UserError: one is not.
+        UserError: a site's file or table, the base model or a folder to write to is at fault.
     """
-    from common.registry.config import read_registry_config
+    from server.before import check_model, check_sites
+    from server.run_folder import check_writable
 
-    for site in study.sites.train + study.sites.unseen + study.sites.public:
-        path = Path(study.simulation.site_configs) / f"{site}.toml"
-        config = read_registry_config(path)
-        if config.site != site:
-            raise UserError(f"{path}: site = {config.site!r}, but the study calls it {site!r}.", "Use one name.")
-        if config.table.path and not Path(config.table.path).exists():
-            raise UserError(f"{path}: there is no file {config.table.path}.", config.table.get or "Correct table.path.")
+    check_model(study)
+    for site, left in check_sites(study):
+        console.print(f"{site}: left out: {left.column}: {left.reason}", markup=False, soft_wrap=True)
+    check_writable(runs)
+    if study.model.base == BUILT_IN:
+        check_writable(cache_folder(cache), option="--cache")
 
 
 def go(folder: Any, cache: Path | None) -> None:
     """Run what is left of a run and say where the report is."""
-    from platformdirs import user_cache_path
-
     from server.arms import run_arms, workers_for
     from server.watching import watching
 
@@ -164,7 +168,7 @@ def go(folder: Any, cache: Path | None) -> None:
     )
     console.print(f"run     {folder.path}", soft_wrap=True)
     with watching(console, folder, study, seeds, arms) as tick:
-        result = run_arms(folder, cache or user_cache_path("wardround") / "models", tick)
+        result = run_arms(folder, cache_folder(cache), tick)
     console.print(arms_table(result))
     console.print(f"report  {folder.path / 'report.html'}", soft_wrap=True)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
+from common.errors import UserError
 from common.questions.codebook import Codebook
 from common.questions.site_questions import site_questions
 from common.registry.config import read_registry_config
@@ -59,12 +60,20 @@ def build_frames(study: Study, folder: Path) -> Frames:
     """Build what is not there yet.
 
     Raises:
-        UserError: a site's file or table is missing or wrong, or the sites do not share a feature dictionary.
+        UserError: a site's file or table is missing or wrong, a site has too few questions for one step, or the
+            sites do not share a feature dictionary.
     """
     if (folder / "done.json").exists():
         return Frames(folder)
     sites = registries(study, study.sites.train)
     questions = {registry.site: site_questions(registry, study) for registry in sites}
+    for site, q in questions.items():
+        if q.train.height < study.grpo.prompts_per_step:
+            raise UserError(
+                f"Site {site!r} has {q.train.height} training questions, fewer than grpo.prompts_per_step = "
+                f"{study.grpo.prompts_per_step}.",
+                "Lower grpo.prompts_per_step, raise questions.per_patient or leave the site out.",
+            )
     training = {site: q.train["patient"].unique().to_list() for site, q in questions.items()}
     pooled = pooled_codebook(sites, training, study)
     for site, q in questions.items():

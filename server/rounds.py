@@ -16,9 +16,9 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from common.errors import UserError
-from common.models.policy import BUILT_IN, load_policy, trainable_state
+from common.models.policy import load_policy, trainable_state
 from common.models.transfer import folder_sha256, pack_folder
-from common.study import Study
+from common.study import BUILT_IN, Study
 from common.update.chain import chain, decode
 from common.update.tensors import BadUpdate, State, byte_count, check_finite, from_record, sha256, to_record
 from server.fold import fold_mean, normalised

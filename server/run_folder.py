@@ -14,20 +14,28 @@ A file is written beside its place, flushed to the disk and renamed, so what has
 round is finished when its `round-0007.json` has its name; whatever else lies there is written again.
 """
 
+import errno
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from polars.exceptions import PolarsError
+from safetensors import SafetensorError
+
 from common.errors import UserError
 from common.study import Study, read_study
 
 FREE_BYTES = 512 * 1024 * 1024
+NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 PACKAGES = ("flwr", "torch", "transformers", "trl", "peft", "polars", "scikit-learn", "numpy")
 
 
@@ -39,14 +47,50 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def disk_fault(error: Exception) -> str | None:
+    """The system's word for why a disk takes no more, or None where the error is another; polars and safetensors
+    hand it on in the text of their own errors."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := RUST_ERROR.search(str(error))):
+        number = int(found[1])
+    return os.strerror(number) if number in NOT_WRITTEN else None
+
+
+@contextmanager
+def named_disk_faults(path: Path) -> Iterator[None]:
+    """Turn a full or forbidden disk below `path` into a sentence.
+
+    Raises:
+        UserError: the disk is full, or `path` may not be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, PolarsError) as error:
+        fault = disk_fault(error)
+        if fault is None:
+            raise
+        raise UserError(
+            f"{path}: it cannot be written ({fault}).",
+            "Make room or give the right to write there; what was finished is kept.",
+        ) from None
+
+
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then give it its name; the folder is made if needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Let `write` fill a file beside `path`, then give it its name; the folder is made if needed.
+
+    Raises:
+        UserError: the disk is full, or `path` may not be written; the old file stays.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    write(part)
-    sync(part)
-    os.replace(part, path)
-    sync(path.parent)
+    with named_disk_faults(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(part)
+            sync(part)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+        sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -81,11 +125,12 @@ class EventLog:
     def write(self, event: str, **fields: Any) -> None:
         entry = {"time": time.time(), "event": event, **self.always, **fields}
         line = json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, line.encode())
-        finally:
-            os.close(handle)
+        with named_disk_faults(self.path):
+            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(handle, line.encode())
+            finally:
+                os.close(handle)
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
@@ -100,8 +145,11 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
                 continue
 
 
-def check_writable(folder: Path, need: int = FREE_BYTES) -> None:
-    """Refuse a folder that cannot hold a run, before any work is done.
+def check_writable(folder: Path, need: int = FREE_BYTES, option: str = "--runs") -> None:
+    """Refuse a folder that cannot hold what will be written, before any work is done.
+
+    Args:
+        option: what a user gives another folder with.
 
     Raises:
         UserError: not writable, or less than `need` bytes free.
@@ -115,12 +163,12 @@ def check_writable(folder: Path, need: int = FREE_BYTES) -> None:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise UserError(
-            f"{folder}: a run cannot be written here ({error.strerror}).", "Give --runs a folder you may write to."
+            f"{folder}: nothing can be written here ({error.strerror}).", f"Give {option} a folder you may write to."
         ) from None
     if free < need:
         raise UserError(
             f"{folder}: {free // 2**20} MiB are free, a run needs {need // 2**20} MiB.",
-            "Free some space or give --runs a folder on another disk.",
+            f"Free some space or give {option} a folder on another disk.",
         )
 
 
@@ -187,12 +235,27 @@ def create_run(
 
 
 def open_run(path: Path) -> RunFolder:
-    """Find a run to resume or to report on.
+    """Find a run to look at.
+
+    Raises:
+        UserError: this is no run folder, or its files are not whole.
+    """
+    if not (path / "run.json").is_file() or not (path / "study.toml").is_file():
+        raise UserError(f"{path}: this is not a run folder.", "Give a folder that `wardround simulate` made.")
+    folder = RunFolder(path.resolve())
+    try:
+        folder.about()
+    except ValueError:
+        raise UserError(f"{path / 'run.json'}: not valid JSON.", "Put the file back, or start a new run.") from None
+    return folder
+
+
+def reopen_run(path: Path) -> RunFolder:
+    """Find a run to go on with.
 
     Raises:
         UserError: this is no run folder, or it cannot be written.
     """
-    if not (path / "run.json").is_file() or not (path / "study.toml").is_file():
-        raise UserError(f"{path}: this is not a run folder.", "Give a folder that `wardround simulate` made.")
+    folder = open_run(path)
     check_writable(path)
-    return RunFolder(path.resolve())
+    return folder

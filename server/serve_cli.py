@@ -130,7 +130,7 @@ def run(
 
     from server.deployed import follow, ready_model, submit
     from server.report.report import write_report
-    from server.run_folder import create_run, open_run
+    from server.run_folder import create_run, reopen_run
 
     coordinator = coordinator_in(folder)
     if (study_file is None) == (resume is None):
@@ -138,7 +138,7 @@ def run(
             "Give a study, or a run to go on with.", "`wardround run STUDY` or `wardround run --resume RUN`."
         )
     if resume is not None:
-        place = open_run(resume)
+        place = reopen_run(resume)
         study = place.study()
     else:
         assert study_file is not None

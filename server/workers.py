@@ -96,6 +96,10 @@ class Workers:
 
     def __enter__(self) -> "Workers":
         os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
+        # Of workers that are killed when another fails; Python's tracker would speak of their semaphores below the
+        # one sentence that a user needs.
+        filters = [os.environ.get("PYTHONWARNINGS", ""), "ignore:resource_tracker:UserWarning"]
+        os.environ["PYTHONWARNINGS"] = ",".join(part for part in filters if part)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

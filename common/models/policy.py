@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from common.errors import UserError
-from common.study import Model, Study
+from common.study import BUILT_IN, Model, Study
 
-BUILT_IN = "built-in"
 ADAPTER = "default"
 """PEFT's and TRL's name for the adapter that is trained."""
 

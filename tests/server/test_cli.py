@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from common.study import Study
 
@@ -71,7 +73,7 @@ def test_a_wrong_study_is_one_sentence(study_file: Path, tmp_path: Path, old: st
         (["status", "nowhere"], "nowhere: this is not a run folder."),
         (["report", "nowhere"], "nowhere"),
         (["plan", "nowhere.toml"], "nowhere.toml: there is no such file."),
-        (["simulate", "STUDY", "--runs", "/proc/runs"], "a run cannot be written here"),
+        (["simulate", "STUDY", "--runs", "/proc/runs"], "nothing can be written here"),
     ],
 )
 def test_a_wrong_command_is_one_sentence(study_file: Path, arguments: list[str], says: str) -> None:
@@ -81,7 +83,90 @@ def test_a_wrong_command_is_one_sentence(study_file: Path, arguments: list[str],
 
 
 def test_a_model_folder_that_is_none_is_named(study_file: Path, tmp_path: Path, tiny_model: Path) -> None:
-    changed(study_file, str(tiny_model), str(tmp_path / "no-model"))
+    text = study_file.read_text()
+    empty = tmp_path / "empty-model"
+    empty.mkdir()
+    for folder, says in (
+        (tmp_path / "no-model", f"{tmp_path / 'no-model'} is not a folder"),
+        (empty, f"{empty} holds no config.json"),
+    ):
+        study_file.write_text(text.replace(str(tiny_model), str(folder)))
+        done = wardround("simulate", study_file, "--runs", tmp_path / "runs", "--arms", "base")
+        assert done.returncode == 2
+        assert says in done.stderr and "Traceback" not in done.stderr
+        assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def registry_file(tmp_path: Path, study_file: Path) -> Path:
+    """A CSV hospital in the place of the study's site `a`."""
+    sites = tmp_path / "sites"
+    sites.mkdir()
+    for name, file in (("a", "a.csv"), ("b", "b.csv")):
+        features = [{"column": column, "name": column, "section": "S", "kind": "category"} for column in "xyz"]
+        table = {"source": "csv", "path": f"../{file}", "get": "Ask the registry office."}
+        values = {"site": name, "patient": "id", "table": table, "features": features}
+        (sites / f"{name}.toml").write_text(tomli_w.dumps(values))
+        rows = [f"{name}{n},{'uv'[n % 2]},{'uvw'[n % 3]},{'st'[n % 5 % 2]}" for n in range(60)]
+        (tmp_path / file).write_text("\n".join(["id,x,y,z", *rows]))
+    values = tomllib.loads(study_file.read_text())
+    values["sites"] = {"train": ["a", "b"]}
+    values["simulation"]["site_configs"] = str(sites)
+    study_file.write_text(tomli_w.dumps(values))
+    return tmp_path / "a.csv"
+
+
+def halved(lines: list[str]) -> str:
+    return "\n".join([*lines[:-1], lines[-1][:4]])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda lines: None, "a.csv: there is no such file.\nAsk the registry office."),
+        (lambda lines: "", "a.csv: the file is empty."),
+        (halved, "a.csv: line 61 has 2 fields, the header has 4."),
+        (lambda lines: "\n".join(line.rpartition(",")[0] for line in lines), "a.csv: there is no column 'z'."),
+        (lambda lines: "\n".join([*lines, lines[-1]]), "one row per patient was declared, but 1 rows repeat"),
+        (lambda lines: "\n".join([lines[0], *(f"b{line[1:]}" for line in lines[1:])]), "stand at more than one of"),
+    ],
+)
+def test_a_faulty_registry_stops_a_run_before_it_begins(
+    study_file: Path, registry_file: Path, tmp_path: Path, spoil: Callable[[list[str]], str | None], says: str
+) -> None:
+    text = spoil(registry_file.read_text().splitlines())
+    if text is None:
+        registry_file.unlink()
+    else:
+        registry_file.write_text(text)
+    for command in ("simulate", "centralize"):
+        done = wardround(command, study_file, "--runs", tmp_path / "runs")
+        assert done.returncode == 2
+        assert says in done.stderr and "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 2
+        assert not (tmp_path / "runs").exists()
+
+
+def test_features_that_a_site_leaves_out_are_listed(study_file: Path, registry_file: Path, tmp_path: Path) -> None:
+    lines = registry_file.read_text().splitlines()
+    registry_file.write_text("\n".join([lines[0], *(f"{line.rpartition(',')[0]}," for line in lines[1:])]))
     done = wardround("simulate", study_file, "--runs", tmp_path / "runs", "--arms", "base")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "a: left out: z: all values are missing" in done.stdout
+
+
+def test_a_site_with_too_few_questions_is_named(study_file: Path, registry_file: Path, tmp_path: Path) -> None:
+    changed(study_file, "prompts_per_step = 4", "prompts_per_step = 4000")
+    done = wardround("simulate", study_file, "--runs", tmp_path / "runs", "--arms", "federated")
     assert done.returncode == 2
-    assert f"{tmp_path / 'no-model'} is not a folder" in done.stderr.replace("\n", "")
+    assert "Site 'a' has" in done.stderr and "fewer than grpo.prompts_per_step = 4000" in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_refused(study_file: Path, tmp_path: Path, tiny_model: Path) -> None:
+    values = tomllib.loads(study_file.read_text())
+    values["model"] = {"base": "built-in"}
+    values["sites"] |= {"unseen": [], "public": ["elsewhere"]}
+    study_file.write_text(tomli_w.dumps(values))
+    done = wardround("simulate", study_file, "--runs", tmp_path / "runs", "--cache", "/proc/models")
+    assert done.returncode == 2
+    assert "/proc/models: nothing can be written here" in done.stderr and "--cache" in done.stderr

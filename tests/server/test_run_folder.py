@@ -1,16 +1,28 @@
 """What is durable is whole, and what a kill cut short is not taken for something else."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from polars.exceptions import ComputeError
+from safetensors import SafetensorError
 
 from common.errors import UserError
 from common.study import Study
 from server.round_store import Checkpoint, RoundStore
-from server.run_folder import EventLog, check_writable, create_run, open_run, read_events, write_atomic, write_json
+from server.run_folder import (
+    EventLog,
+    check_writable,
+    create_run,
+    open_run,
+    read_events,
+    reopen_run,
+    write_atomic,
+    write_json,
+)
 
 MODEL = {"w": torch.arange(4, dtype=torch.float32), "b": torch.zeros(2, dtype=torch.bfloat16)}
 
@@ -26,6 +38,42 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         write_atomic(path, fail)
     assert json.loads(path.read_text()) == {"n": 1}
+
+
+def test_a_disk_that_fills_up_is_a_sentence_and_leaves_no_scraps(tmp_path: Path) -> None:
+    path = tmp_path / "answers.parquet"
+    # As the file system, polars and safetensors tell it.
+    told = (
+        OSError(errno.ENOSPC, "No space left on device"),
+        ComputeError("parquet: underlying IO error: No space left on device (os error 28)"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    )
+    for error in told:
+
+        def fill(part: Path, error: Exception = error) -> None:
+            part.write_bytes(b"half")
+            raise error
+
+        with pytest.raises(UserError, match="answers.parquet: it cannot be written .No space left on device."):
+            write_atomic(path, fill)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_can_be_looked_at_where_nothing_can_be_written(
+    small_study: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = create_run(tmp_path, small_study(), [1], ["base"], 0.0)
+    monkeypatch.setattr(check_writable, "__defaults__", (2**60, "--runs"))
+    assert open_run(run.path).study() == small_study()
+    with pytest.raises(UserError, match="MiB are free"):
+        reopen_run(run.path)
+
+
+def test_a_run_whose_particulars_are_cut_short_is_named(small_study: Callable[..., Study], tmp_path: Path) -> None:
+    run = create_run(tmp_path, small_study(), [1], ["base"], 0.0)
+    (run.path / "run.json").write_text("{")
+    with pytest.raises(UserError, match="run.json: not valid JSON"):
+        open_run(run.path)
 
 
 def test_events_survive_a_line_cut_short(tmp_path: Path) -> None:
@@ -90,5 +138,5 @@ def test_a_full_disk_is_refused_before_work_starts(tmp_path: Path) -> None:
 
 def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
-    with pytest.raises(UserError, match="cannot be written here"):
+    with pytest.raises(UserError, match="nothing can be written here"):
         check_writable(tmp_path / "runs")
