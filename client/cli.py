@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from client.site import Site, read_site
+from common.disk import named_disk_faults
 from common.errors import UserError
 from common.study import Study, read_study
 
@@ -174,7 +175,8 @@ def audit(config: Config, state: StateFolder = None) -> None:
 def main() -> None:
     """Run a command; a user's mistake is one sentence with its remedy, and exit code 2."""
     try:
-        app()
+        with named_disk_faults():
+            app()
     except UserError as error:
         Console(stderr=True, highlight=False).print(f"{error.what}\n{error.remedy}", markup=False, soft_wrap=True)
         sys.exit(2)

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from common.disk import named_disk_faults
 from common.errors import UserError
 from common.study import BUILT_IN, Study, read_study
 from server.serve_cli import app as serve_app
@@ -96,11 +97,12 @@ def status(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     folder = open_run(run)
     about, study = folder.about(), folder.study()
     table = Table("arm", "seed", "site", "round", "validation")
-    troubles = []
+    troubles, finished = [], False
     last: dict[tuple[str, int, str], dict[str, Any]] = {}
     for event in read_events(folder.events):
         if event["event"] == "round_finished":
             last[event["arm"], event["seed"], event.get("site", "")] = event
+        finished = finished or event["event"] == "run_finished"
         if event["event"] in TROUBLES:
             troubles.append(event)
     for (arm, seed, site), event in sorted(last.items()):
@@ -112,8 +114,9 @@ def status(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     for event in troubles:
         what = f"{event['event']}: site {event.get('site') or '?'}, round {event.get('round', '?')}"
         console.print(f"{what}: {event.get('fault', event.get('kind', ''))}", soft_wrap=True, markup=False)
-    finished = (folder.path / "report.html").exists()
-    console.print(f"report  {folder.path / 'report.html'}" if finished else "not finished", soft_wrap=True)
+    if (folder.path / "report.html").exists():
+        console.print(f"report  {folder.path / 'report.html'}", soft_wrap=True)
+    console.print("finished" if finished else "not finished")
 
 
 TROUBLES = ("site_refused", "site_silent", "site_unreachable", "update_refused", "reply_refused")
@@ -192,7 +195,8 @@ def cell(found: dict[str, Any] | None) -> str:
 def main() -> None:
     """Entry point: a user's mistake is one sentence with its remedy and exit code 2."""
     try:
-        app()
+        with named_disk_faults():
+            app()
     except UserError as error:
         Console(stderr=True, highlight=False).print(f"{error.what}\n{error.remedy}", markup=False, soft_wrap=True)
         sys.exit(2)

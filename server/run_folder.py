@@ -14,28 +14,21 @@ A file is written beside its place, flushed to the disk and renamed, so what has
 round is finished when its `round-0007.json` has its name; whatever else lies there is written again.
 """
 
-import errno
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from polars.exceptions import PolarsError
-from safetensors import SafetensorError
-
+from common.disk import named_disk_faults
 from common.errors import UserError
 from common.study import Study, read_study
 
 FREE_BYTES = 512 * 1024 * 1024
-NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 PACKAGES = ("flwr", "torch", "transformers", "trl", "peft", "polars", "scikit-learn", "numpy")
 
 
@@ -45,34 +38,6 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def disk_fault(error: Exception) -> str | None:
-    """The system's word for why a disk takes no more, or None where the error is another; polars and safetensors
-    hand it on in the text of their own errors."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and (found := RUST_ERROR.search(str(error))):
-        number = int(found[1])
-    return os.strerror(number) if number in NOT_WRITTEN else None
-
-
-@contextmanager
-def named_disk_faults(path: Path) -> Iterator[None]:
-    """Turn a full or forbidden disk below `path` into a sentence.
-
-    Raises:
-        UserError: the disk is full, or `path` may not be written.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError, PolarsError) as error:
-        fault = disk_fault(error)
-        if fault is None:
-            raise
-        raise UserError(
-            f"{path}: it cannot be written ({fault}).",
-            "Make room or give the right to write there; what was finished is kept.",
-        ) from None
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:

@@ -160,5 +160,6 @@ def run(
     except KeyboardInterrupt:
         submitted.stop()
         raise UserError("Stopped.", f"Go on with `wardround run --resume {place.path}`.") from None
+    place.log().write("run_finished")
     console.print(f"run     {place.path}", soft_wrap=True)
     console.print(f"report  {write_report(place.path)}", soft_wrap=True)

@@ -90,6 +90,14 @@ def test_a_mistake_is_a_sentence_with_its_remedy(run: Command, tmp_path: Path, s
     assert run(*keys).returncode == 2
 
 
+def test_a_place_that_cannot_be_written_is_named(run: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/keys"):
+        done = run("keygen", place)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"{place}: it cannot be used") and len(done.stderr.splitlines()) == 2
+
+
 @pytest.fixture
 def joining(site: Path, tmp_path: Path) -> Joining:
     private, _ = make_site_key(tmp_path / "keys")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from common.study import Study
+from common.study import Study, read_study
+from server.run_folder import create_run
 
 
 def wardround(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -170,3 +171,12 @@ def test_a_cache_that_cannot_be_written_is_refused(study_file: Path, tmp_path: P
     done = wardround("simulate", study_file, "--runs", tmp_path / "runs", "--cache", "/proc/models")
     assert done.returncode == 2
     assert "/proc/models: nothing can be written here" in done.stderr and "--cache" in done.stderr
+
+
+def test_status_tells_a_finished_run_from_one_that_only_has_a_report(study_file: Path, tmp_path: Path) -> None:
+    run = create_run(tmp_path, read_study(study_file), [1], ["base"], 0.0)
+    assert wardround("report", run.path).returncode == 0
+    looked = wardround("status", run.path)
+    assert looked.returncode == 0 and looked.stdout.endswith("not finished\n")
+    run.log().write("run_finished")
+    assert wardround("status", run.path).stdout.splitlines()[-1] == "finished"

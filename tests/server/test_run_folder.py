@@ -54,7 +54,7 @@ def test_a_disk_that_fills_up_is_a_sentence_and_leaves_no_scraps(tmp_path: Path)
             part.write_bytes(b"half")
             raise error
 
-        with pytest.raises(UserError, match="answers.parquet: it cannot be written .No space left on device."):
+        with pytest.raises(UserError, match="answers.parquet: it cannot be used .No space left on device."):
             write_atomic(path, fill)
         assert list(tmp_path.iterdir()) == []
 
