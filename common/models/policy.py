@@ -139,6 +139,9 @@ def load_policy(study: Study, folder: str | Path) -> Policy:
     model: nn.Module = base.eval()
     if study.model.trainable == "lora":
         model = add_adapter(model, study.model, study.seed)
+    # After the adapter: a GPU would draw another A than the sites without one. Evaluation runs where training does,
+    # and TRL moves the model to the GPU when there is one.
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     if study.model.base == BUILT_IN:
         return Policy(model, tokenizer, prefill="", answer_cue="\n\\boxed{")
     return Policy(model, tokenizer, "Let's think step by step.", "\n\nTherefore, the answer is \\boxed{")

@@ -165,6 +165,13 @@ def test_a_frozen_a_is_the_same_for_the_same_seed(study: Make, tiny_model: Path)
     assert set(trainable_state(one)) == set(factors(one, "lora_B"))
 
 
+def test_a_policy_is_on_the_gpu_where_there_is_one_and_its_state_is_not(study: Make, tiny_model: Path) -> None:
+    policy = load_policy(study("lora"), tiny_model)
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    assert {p.device.type for p in policy.model.parameters()} == {place}
+    assert {t.device.type for t in trainable_state(policy).values()} == {"cpu"}
+
+
 def test_an_adapter_begins_as_the_base_model(study: Make, tiny_model: Path) -> None:
     plain, adapted = load_policy(study(), tiny_model), load_policy(study("lora"), tiny_model)
     ids = torch.tensor(plain.encode(["[Severity]\nSOFA: 3\n"]))
