@@ -40,8 +40,10 @@ def policy(study: Study, tiny_model: Path, questions: pl.DataFrame) -> Policy:
     policy = load_policy(study, tiny_model)
     some = questions.head(20)
     prompts = [policy.prompt_text(s, p) for s, p in some.select("system", "prompt").iter_rows()]
-    taught = ["\n\\boxed{A}", "\n\\boxed{B}", "\n\\boxed{C}", "\n\\boxed{E}", "\nno"]
-    answers = [taught[n % 5] + str(policy.tokenizer.eos_token) for n in range(len(prompts))]
+    # Each is taught one of the letters that it offers, every fifth none.
+    counts = some["choices"].list.len()
+    taught = ["\nno" if n % 5 == 4 else f"\n\\boxed{{{LETTERS[n % count]}}}" for n, count in enumerate(counts)]
+    answers = [text + str(policy.tokenizer.eos_token) for text in taught]
     asked, said = policy.encode(prompts), policy.encode(answers)
     ids, mask = left_pad([a + b for a, b in zip(asked, said, strict=True)], policy.pad, torch.device("cpu"))
     label = torch.full_like(ids, -100)
