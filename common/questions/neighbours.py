@@ -94,13 +94,15 @@ def discrete(a: Ints, b: Ints) -> float:
 
 
 def one_continuous(label: Ints, number: Floats, seed: int) -> float:
-    """0 where fewer than two labels have the two members that a neighbour needs."""
-    if not varies(label) or not varies(number) or (np.unique(label, return_counts=True)[1] > 1).sum() < 2:
+    """0 where fewer than two labels have the two members that a neighbour needs; such labels take no part."""
+    _, place, members = np.unique(label, return_inverse=True, return_counts=True)
+    paired = members[place] > 1
+    label, number = label[paired], number[paired]
+    if not varies(label) or not varies(number):
         return 0.0
+    columns = number[:, None]
     return float(
-        mutual_info_classif(number[:, None], label, discrete_features=False, n_neighbors=NEIGHBOURS, random_state=seed)[
-            0
-        ]
+        mutual_info_classif(columns, label, discrete_features=False, n_neighbors=NEIGHBOURS, random_state=seed)[0]
     )
 
 

@@ -65,7 +65,8 @@ def word_distractors(
     if not len(values):
         return np.empty((len(keys), 0), dtype=object), wanted
     picked = values[draw_others(counts, truth, most, keys)]
-    return np.where(np.arange(picked.shape[1])[None, :] < wanted[:, None], picked, None), wanted
+    picked[np.arange(picked.shape[1])[None, :] >= wanted[:, None]] = None
+    return picked, wanted
 
 
 def numeric_distractors(
@@ -128,7 +129,9 @@ def print_distractors(column: Column, rungs: Floats, truth: Floats) -> NDArray[n
     for i in range(1, rungs.shape[1]):
         there[:, i] &= ~((units[:, :i] == units[:, i : i + 1]) & there[:, :i]).any(axis=1)
     texts = pl.Series("units", units.ravel()).to_frame().select(print_units(pl.col("units"), decimals)).to_series()
-    return np.where(there, texts.to_numpy().reshape(units.shape).astype(object), None)
+    table = texts.to_numpy().astype(object).reshape(units.shape)
+    table[~there] = None
+    return table
 
 
 def shuffle(table: NDArray[np.object_], keys: Keys) -> Choices:
