@@ -128,12 +128,19 @@ def fit_codebook(frame: pl.DataFrame, features: Sequence[Feature], spec: Questio
 
         return fit_paper(frame, features, spec, seed)
     columns = {f.column: fit_column(frame[f.column], f, seed) for f in features}
+    nats = binned_pairs(frame, features, columns)
+    return Codebook(columns, shortcuts(nats, columns, spec.mi_threshold), spec.mi_threshold)
+
+
+def binned_pairs(
+    frame: pl.DataFrame, features: Sequence[Feature], columns: Mapping[str, Column]
+) -> NDArray[np.float64]:
+    """`[target, other]` in nats, by counts of quantile bins, in the order of `features`."""
     bins = bins_for(frame.height)
     coded = [
         classes(frame[f.column], is_continuous(f, frame[f.column], columns[f.column].kind), bins) for f in features
     ]
-    nats = all_pairs([codes for codes, _ in coded], [size for _, size in coded])
-    return Codebook(columns, shortcuts(nats, columns, spec.mi_threshold), spec.mi_threshold)
+    return all_pairs([codes for codes, _ in coded], [size for _, size in coded])
 
 
 def shortcuts(nats: NDArray[np.float64], columns: Mapping[str, Column], threshold: float) -> dict[str, tuple[str, ...]]:

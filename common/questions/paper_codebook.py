@@ -5,7 +5,7 @@ the mixture is fitted to raw numbers, every distinct number is kept, and informa
 neighbours. The caller passes the rows of ALL patients.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -23,7 +23,7 @@ from common.questions.codebook import (
     shortcuts,
     significant,
 )
-from common.questions.neighbours import Mixed, all_pairs, mixed
+from common.questions.neighbours import all_pairs, mixed
 from common.questions.printing import AS_RECORDED, print_values
 from common.questions.randomness import derive_seed
 from common.registry.config import Feature
@@ -33,12 +33,16 @@ from common.study import Questions
 def fit_paper(frame: pl.DataFrame, features: Sequence[Feature], spec: Questions, seed: int) -> Codebook:
     """Args: frame: rows of all patients, not empty; seed: of the mixtures' starting points and of broken ties."""
     columns = {f.column: fit_recorded(frame[f.column], f, seed) for f in features}
-    nats = all_pairs(recorded_pairs(frame, features, columns), derive_seed(seed, "neighbours"))
+    nats = neighbour_pairs(frame, features, columns, seed)
     return Codebook(columns, shortcuts(nats, columns, spec.mi_threshold), spec.mi_threshold)
 
 
-def recorded_pairs(frame: pl.DataFrame, features: Sequence[Feature], columns: dict[str, Column]) -> list[Mixed]:
-    return [mixed(frame[f.column], f, columns[f.column].kind) for f in features]
+def neighbour_pairs(
+    frame: pl.DataFrame, features: Sequence[Feature], columns: Mapping[str, Column], seed: int
+) -> NDArray[np.float64]:
+    """`[target, other]` in nats, by nearest neighbours, in the order of `features`."""
+    seen = [mixed(frame[f.column], f, columns[f.column].kind) for f in features]
+    return all_pairs(seen, derive_seed(seed, "neighbours"))
 
 
 def fit_recorded(column: pl.Series, feature: Feature, seed: int) -> Column:

@@ -95,4 +95,4 @@ def test_paper_leaks_and_strict_does_not() -> None:
     assert [key for key, leak in table.items() if leak.found] == [("paper", "number")]
     # The truth keeps its digits and the dropped rungs are not replaced: far over chance, not by a hair.
     assert table["paper", "number"].by_looks.accuracy > 1.4 * table["paper", "number"].chance
-    assert {leak.patients for leak in table.values()} == {500}
+    assert all(150 < leak.patients < 350 for leak in table.values())
