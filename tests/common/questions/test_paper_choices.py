@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.questions.codebook import Column, Component
@@ -223,6 +223,7 @@ def test_where_words_run_out_numbers_take_their_place() -> None:
     assert {(sum(c.isalpha() for c in row), len(row)) for row in rows} == {(2, 5)}
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(-50, 1000), min_size=1, max_size=20),
     st.floats(0.001, 200),
@@ -247,6 +248,7 @@ def test_any_numeric_question_is_well_formed(
         assert float(row[answer]) == value
 
 
+@settings(deadline=None)
 @given(st.integers(0, 4), st.integers(0, 2**32))
 def test_a_ladder_of_fewer_rungs_is_whole(wanted: int, seed: int) -> None:
     """The first `wanted` rungs with the truth are `wanted` + 1 neighbours a step apart."""
