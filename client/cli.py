@@ -97,6 +97,32 @@ def questions(
 
 
 @app.command()
+def leaks(
+    config: Config,
+    study: Annotated[Path | None, typer.Option("--study", help="Questions as this study has them.")] = None,
+) -> None:
+    """How well answers are told WITHOUT the record, by how choices look. Shown here; it goes nowhere."""
+    from common.questions.leaks import Told, leak_table
+    from common.registry.registry import load_registry
+    from common.study import Questions
+
+    resolved = read_study(study) if study else None
+    spec, seed = (resolved.questions, resolved.seed) if resolved else (Questions(), 1)
+    site = site_in(config, None)
+
+    def told(share: Told) -> str:
+        return f"{share.accuracy:.3f} ({share.low:.3f} to {share.high:.3f})"
+
+    for leak in leak_table(load_registry(site.registry), spec, seed):
+        console.print(
+            f"{leak.fidelity:<7}{leak.kind:<9} leaks: {'yes' if leak.found else 'no':<4}"
+            f"chance {leak.chance:.3f}, by looks {told(leak.by_looks)}, with length {told(leak.with_length)}; "
+            f"{leak.questions} questions about {leak.patients} patients",
+            soft_wrap=True,
+        )
+
+
+@app.command()
 def keygen(folder: Annotated[Path, typer.Argument(help="Where the pair is written.")]) -> None:
     """Make this site's key pair. The private key never leaves the site; the coordinator gets site.pub."""
     from common.keys import make_site_key

@@ -2,13 +2,16 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from common.questions.choices import build_choices, number_of_choices
-from common.questions.codebook import Codebook, refuse_paper
+from common.questions.choices import Choices, build_choices
+from common.questions.codebook import Codebook
+from common.questions.paper_choices import paper_choices
+from common.questions.printing import AS_RECORDED
 from common.questions.randomness import Keys, combine, hash_keys
 from common.questions.rendering import (
     SYSTEM,
@@ -45,6 +48,13 @@ MASKED_VALUE = "masked_value"
 LOOKUP = "lookup"
 
 
+class Built(NamedTuple):
+    """A frame with `SCHEMA`, and how many questions were left without a distractor and dropped (`paper` only)."""
+
+    questions: pl.DataFrame
+    dropped: int
+
+
 def askable(features: Iterable[Feature], codebook: Codebook, spec: Questions) -> list[Feature]:
     """The features whose value can be masked: declared so, of a kind that is asked, and varying in training."""
     return [
@@ -72,11 +82,19 @@ def build_questions(
 
     Returns:
         a frame with `SCHEMA`; `kind` is the kind in effect (`category` or `number`).
-
-    Raises:
-        UserError: a fidelity that is not built yet.
     """
-    refuse_paper(spec)
+    return build_counted(registry, patients, codebook, spec, seed, per_patient).questions
+
+
+def build_counted(
+    registry: Registry,
+    patients: Iterable[str],
+    codebook: Codebook,
+    spec: Questions,
+    seed: int,
+    per_patient: int | None,
+) -> Built:
+    """`build_questions`, and how many questions were dropped."""
     frame = registry.frame.filter(pl.col("patient").is_in(sorted(set(patients))))
     targets = askable(registry.features, codebook, spec)
     keys = question_keys(frame, targets, seed)
@@ -93,13 +111,12 @@ def lookup_questions(registry: Registry, codebook: Codebook, spec: Questions, se
     the record (but outcomes), so all look-ups of a patient share one record text. Task `lookup`, else as
     `build_questions`.
     """
-    refuse_paper(spec)
     frame = registry.frame
     targets = askable(registry.features, codebook, spec)
     keys = question_keys(frame, targets, seed)
     wanted = present(frame, targets)
     wanted &= lowest(combine(keys, hash_keys(seed, "draw", ["lookup"])), wanted, n, axis=None)
-    return construct(registry, frame, targets, wanted, keys, codebook, spec, LOOKUP)
+    return construct(registry, frame, targets, wanted, keys, codebook, spec, LOOKUP).questions
 
 
 def question_keys(frame: pl.DataFrame, targets: Sequence[Feature], seed: int) -> Keys:
@@ -135,26 +152,36 @@ def construct(
     codebook: Codebook,
     spec: Questions,
     task: str,
-) -> pl.DataFrame:
-    """The question frame of the `wanted` (row, target) pairs, in that order."""
+) -> Built:
+    """The questions of the `wanted` (row, target) pairs, in that order."""
+    paper = spec.fidelity == "paper"
+    if not paper and any(codebook.columns[f.column].decimals == AS_RECORDED for f in targets):
+        raise ValueError("a codebook of the paper's construction cannot serve a strict study")
     masked = task == MASKED_VALUE
     wording: Wording = ask_masked if masked else ask_shown
     printed = value_columns(frame, registry.features, codebook)
     lines = line_columns(printed, registry.features)
-    parts = []
+    parts, dropped = [], 0
     for i, feature in enumerate(targets):
         rows = np.flatnonzero(wanted[:, i])
         if not len(rows):
             continue
         column, truth = codebook.columns[feature.column], feature.column
-        choices = build_choices(column, frame[truth][rows], printed[truth][rows], spec, keys[rows, i])
+        if paper:
+            choices = paper_choices(column, printed[truth][rows], spec, keys[rows, i])
+            kept = (choices.texts.list.len() > 1).to_numpy()
+            dropped += int((~kept).sum())
+            if not kept.any():
+                continue
+            rows, choices = rows[kept], Choices(choices.texts.filter(kept), choices.answer.filter(kept))
+        else:
+            choices = build_choices(column, frame[truth][rows], printed[truth][rows], spec, keys[rows, i])
         shown = shown_with(feature, registry.features, codebook, masked)
         record = record_expression(shown, feature.column if masked else None)
-        count = number_of_choices(column, spec)
         prompts = (
             lines[rows]
             .with_columns(choices.texts.alias("//choices"))
-            .select(prompt_expression(record, wording(feature), pl.col("//choices"), count))
+            .select(prompt_expression(record, wording(feature), pl.col("//choices"), spec.max_choices))
         )
         parts.append(
             pl.DataFrame(
@@ -168,12 +195,13 @@ def construct(
             )
         )
     if not parts:
-        return SCHEMA.to_frame()
+        return Built(SCHEMA.to_frame(), dropped)
     questions = pl.concat(parts).sort("row", "place")
     ids = question_ids(registry.site, task, questions)
-    return questions.with_columns(
+    finished = questions.with_columns(
         ids, pl.lit(registry.site).alias("site"), pl.lit(task).alias("task"), pl.lit(SYSTEM).alias("system")
     ).select(SCHEMA.names())
+    return Built(finished, dropped)
 
 
 def question_ids(site: str, task: str, questions: pl.DataFrame) -> pl.Series:

@@ -5,7 +5,7 @@ The rules are those of C-Reason (arXiv 2505.02722) as method.md describes them, 
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -46,7 +46,7 @@ class Column:
 
     `kind` is the kind in effect: a number with at most 20 distinct printed values is a category.
     `values` are printed values, the most frequent first, with their `counts`: of a category all of them, of a
-    number at most 200 that are spread evenly over the sorted distinct ones.
+    number at most 200 that are spread evenly over the sorted distinct ones (all of them under `paper`).
     `decimals` are printed of a number; of a date, 1 means that it has a time of day. `grain` is 10, 5, 2 or 1: the
     multiple of the last printed digit in which most values are noted (blood pressures come in tens).
     """
@@ -107,48 +107,51 @@ def jsonable(values: dict[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
-def refuse_paper(spec: Questions) -> None:
-    """The one place that stands in for the reference construction until it is built.
-
-    Raises:
-        UserError: `spec.fidelity` is `paper`.
-    """
-    if spec.fidelity == "paper":
-        raise UserError(
-            "questions.fidelity = 'paper': the reference construction is not built yet.",
-            "Set questions.fidelity = 'strict'.",
-        )
-
-
 def fit_codebook(frame: pl.DataFrame, features: Sequence[Feature], spec: Questions, seed: int) -> Codebook:
     """Fit column statistics and the shortcut filter.
 
     Args:
-        frame: rows of TRAINING patients only, one column per feature.
-        seed: of the mixtures' starting points; nothing else is random.
+        frame: rows of TRAINING patients only, one column per feature (of all patients under `paper`).
+        seed: of the mixtures' starting points; nothing else is random (but ties under `paper`).
 
     Raises:
-        UserError: no rows, or a fidelity that is not built yet.
+        UserError: no rows.
     """
-    refuse_paper(spec)
     if frame.is_empty():
         raise UserError(
             "There are no training patients to fit the question statistics on.",
             "Lower questions.test_fraction or give the site more patients.",
         )
+    if spec.fidelity == "paper":
+        # It is made of this module's parts.
+        from common.questions.paper_codebook import fit_paper
+
+        return fit_paper(frame, features, spec, seed)
     columns = {f.column: fit_column(frame[f.column], f, seed) for f in features}
+    nats = binned_pairs(frame, features, columns)
+    return Codebook(columns, shortcuts(nats, columns, spec.mi_threshold), spec.mi_threshold)
+
+
+def binned_pairs(
+    frame: pl.DataFrame, features: Sequence[Feature], columns: Mapping[str, Column]
+) -> NDArray[np.float64]:
+    """`[target, other]` in nats, by counts of quantile bins, in the order of `features`."""
     bins = bins_for(frame.height)
     coded = [
         classes(frame[f.column], is_continuous(f, frame[f.column], columns[f.column].kind), bins) for f in features
     ]
-    nats = all_pairs([codes for codes, _ in coded], [size for _, size in coded])
-    names = [f.column for f in features]
+    return all_pairs([codes for codes, _ in coded], [size for _, size in coded])
+
+
+def shortcuts(nats: NDArray[np.float64], columns: Mapping[str, Column], threshold: float) -> dict[str, tuple[str, ...]]:
+    """For each maskable column those that hold more than `threshold` nats about it; `nats` is [target, other]."""
+    names = list(columns)
     excluded = {
-        target: tuple(names[j] for j in np.flatnonzero(nats[i] > spec.mi_threshold))
+        target: tuple(names[j] for j in np.flatnonzero(nats[i] > threshold))
         for i, target in enumerate(names)
         if columns[target].maskable
     }
-    return Codebook(columns, {k: v for k, v in excluded.items() if v}, spec.mi_threshold)
+    return {target: others for target, others in excluded.items() if others}
 
 
 def fit_column(column: pl.Series, feature: Feature, seed: int) -> Column:

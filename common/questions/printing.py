@@ -8,6 +8,9 @@ import polars as pl
 
 from common.registry.config import Feature
 
+AS_RECORDED = 15
+"""As a column's decimals: every digit that its values have, and no more. What a Float64 holds for sure."""
+
 
 def to_units(value: pl.Expr, decimals: int) -> pl.Expr:
     """Float64 -> Int64, in units of 10^-decimals."""
@@ -25,13 +28,21 @@ def print_units(units: pl.Expr, decimals: int) -> pl.Expr:
     return pl.concat_str([sign, (size // 10**decimals).cast(pl.String), pl.lit("."), fraction])
 
 
+def print_recorded(number: pl.Expr) -> pl.Expr:
+    """Float64 -> the shortest text that reads back as the same number: 147, 7.3, 0.25."""
+    # Adding 0 makes a negative zero a zero.
+    return (number + 0.0).cast(pl.String).str.strip_suffix(".0")
+
+
 def print_values(feature: Feature, decimals: int) -> pl.Expr:
     """A registry column as printed text; missing stays null.
 
     Args:
-        decimals: of a number; for a date, 0 prints the day and anything else the minute.
+        decimals: of a number, or `AS_RECORDED`; for a date, 0 prints the day and anything else the minute.
     """
     column = pl.col(feature.column)
+    if feature.kind == "number" and decimals == AS_RECORDED:
+        return print_recorded(column)
     if feature.kind == "number":
         return print_units(to_units(column, decimals), decimals)
     if feature.kind == "date":

@@ -90,6 +90,6 @@ def record_expression(shown: Sequence[Feature], masked: str | None) -> pl.Expr:
 
 
 def prompt_expression(record: pl.Expr, question: str, choices: pl.Expr, count: int) -> pl.Expr:
-    """`render_question` for a whole frame: `choices` is a list column of `count` texts in every row."""
-    lines = [pl.lit(f"\n{LETTERS[i]}. ") + choices.list.get(i) for i in range(count)]
-    return pl.concat_str([record, pl.lit(f"\n\nQuestion: {question}"), *lines])
+    """`render_question` for a whole frame: `choices` is a list column of at most `count` texts in every row."""
+    lines = [pl.lit(f"\n{LETTERS[i]}. ") + choices.list.get(i, null_on_oob=True) for i in range(count)]
+    return pl.concat_str([record, pl.lit(f"\n\nQuestion: {question}"), *lines], ignore_nulls=True)

@@ -7,22 +7,24 @@ import numpy as np
 import polars as pl
 
 from common.errors import UserError
-from common.questions.building import build_questions
+from common.questions.building import build_counted
 from common.questions.codebook import Codebook, fit_codebook
 from common.questions.randomness import derive_seed, hash_keys
 from common.registry.registry import Registry
 from common.registry.splits import split_patients
-from common.study import Study
+from common.study import Questions, Study
 
 
 @dataclass(frozen=True, eq=False)
 class SiteQuestions:
     """Question frames (`building.SCHEMA`) with no patient in two of them, and the codebook behind them.
 
-    `train` is shuffled; `validation` (for the learning curve) and `test` are in the order of the registry.
+    `train` is shuffled; `validation` (for the learning curve) and `test` are in the order of the registry. `dropped`
+    questions of the three were left without a distractor (`paper` only).
     """
 
     codebook: Codebook
+    dropped: int
     train: pl.DataFrame
     validation: pl.DataFrame
     test: pl.DataFrame
@@ -35,7 +37,7 @@ def site_questions(registry: Registry, study: Study) -> SiteQuestions:
     them. Who is where follows from the study's seed and the patient alone.
 
     Raises:
-        UserError: no training patient is left, or a fidelity that is not built yet.
+        UserError: no training patient is left.
     """
     spec, seed = study.questions, derive_seed(study.seed, "questions")
     sides = split_patients(registry.frame["patient"].to_list(), derive_seed(study.seed, "split"), spec.test_fraction)
@@ -48,15 +50,23 @@ def site_questions(registry: Registry, study: Study) -> SiteQuestions:
             f"Site {registry.site}: no training patient is left after rounds.validation_patients are put aside.",
             "Lower rounds.validation_patients or questions.test_fraction, or give the site more patients.",
         )
-    rows = registry.frame.filter(pl.col("patient").is_in(training))
+    rows = rows_to_fit(registry.frame, training, spec)
     codebook = fit_codebook(rows, registry.features, spec, derive_seed(study.seed, "codebook"))
-    train = build_questions(registry, kept, codebook, spec, seed, spec.per_patient)
+    train = build_counted(registry, kept, codebook, spec, seed, spec.per_patient)
+    validation = build_counted(registry, aside, codebook, spec, seed, spec.per_patient)
+    test = build_counted(registry, tested, codebook, spec, seed, study.evaluation.questions_per_patient)
     return SiteQuestions(
         codebook,
-        train=shuffle(train, derive_seed(study.seed, "shuffle")),
-        validation=build_questions(registry, aside, codebook, spec, seed, spec.per_patient),
-        test=build_questions(registry, tested, codebook, spec, seed, study.evaluation.questions_per_patient),
+        dropped=train.dropped + validation.dropped + test.dropped,
+        train=shuffle(train.questions, derive_seed(study.seed, "shuffle")),
+        validation=validation.questions,
+        test=test.questions,
     )
+
+
+def rows_to_fit(frame: pl.DataFrame, training: Sequence[str], spec: Questions) -> pl.DataFrame:
+    """The training patients' rows; under `paper` every row, test patients included, as the reference has it."""
+    return frame if spec.fidelity == "paper" else frame.filter(pl.col("patient").is_in(training))
 
 
 def choose(patients: Sequence[str], count: int, seed: int) -> list[str]:

@@ -127,3 +127,23 @@ def test_a_folder_has_one_node(joining: Joining) -> None:
             pass
     with only_one(joining.state):
         pass  # it is free again
+
+
+def test_leaks_names_the_fidelity_that_leaks(run: Command, site: Path) -> None:
+    done = run("leaks", site)
+    assert done.returncode == 0, done.stderr
+    verdicts = [line.split()[:4] for line in done.stdout.splitlines()]
+    assert verdicts == [
+        ["strict", "category", "leaks:", "no"],
+        ["strict", "number", "leaks:", "no"],
+        ["paper", "category", "leaks:", "no"],
+        ["paper", "number", "leaks:", "yes"],
+    ]
+
+
+def test_leaks_at_a_site_with_few_patients_is_a_sentence(run: Command, tmp_path: Path) -> None:
+    few = tmp_path / "few.toml"
+    few.write_text(f'extends = "{SHIPPED / "synthetic-north.toml"}"\n[synthetic]\npatients = 40\n')
+    done = run("leaks", few)
+    assert done.returncode == 2
+    assert "too few to look for leaks" in done.stderr and "Traceback" not in done.stderr

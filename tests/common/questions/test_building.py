@@ -5,11 +5,9 @@ import sys
 from collections.abc import Callable
 
 import polars as pl
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.errors import UserError
 from common.questions.building import SCHEMA, askable, build_questions, lookup_questions
 from common.questions.codebook import Codebook, fit_codebook
 from common.questions.rendering import MASK, label
@@ -124,11 +122,6 @@ def test_two_rows_of_a_patient_are_two_questions(clinic: Registry) -> None:
 def test_nothing_to_ask_is_an_empty_frame_of_the_same_shape(clinic: Registry) -> None:
     empty = build_questions(clinic, ["nobody"], fit(clinic), SPEC, 1, None)
     assert empty.is_empty() and empty.schema == SCHEMA
-
-
-def test_paper_is_refused_until_it_is_built(clinic: Registry) -> None:
-    with pytest.raises(UserError, match="not built yet"):
-        build_questions(clinic, [], fit(clinic), Questions(fidelity="paper"), 1, None)
 
 
 def test_position_and_rank_do_not_tell_the_answer(clinic: Registry) -> None:

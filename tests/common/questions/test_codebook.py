@@ -123,11 +123,6 @@ def test_the_hash_follows_the_content(codebook: Codebook, clinic: Registry) -> N
     assert fit_codebook(clinic.frame[1:], clinic.features, Questions(), 1).hash != codebook.hash
 
 
-def test_paper_is_refused_until_it_is_built(clinic: Registry) -> None:
-    with pytest.raises(UserError, match="not built yet"):
-        fit_codebook(clinic.frame, clinic.features, Questions(fidelity="paper"), 1)
-
-
 def test_no_rows_are_refused(clinic: Registry) -> None:
     with pytest.raises(UserError, match="no training patients"):
         fit_codebook(clinic.frame.clear(), clinic.features, Questions(), 1)

@@ -3,13 +3,13 @@
 import os
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
-from sklearn.ensemble import HistGradientBoostingClassifier
 
+from common.errors import UserError
 from common.questions.building import build_questions
 from common.questions.codebook import fit_codebook
+from common.questions.leaks import LOOKS, UNSEEN, Leak, leak_table, looks, told_by_looks
 from common.registry.config import read_registry_config
 from common.registry.registry import Registry, load_registry
 from common.study import Questions
@@ -18,41 +18,10 @@ ROOT = Path(__file__).parents[3]
 SPEC = Questions(ask=("number",))
 
 
-def looks(questions: pl.DataFrame) -> np.ndarray:
-    """How each choice looks, shape (questions, choices, 6): letter, rank, number of choices, decimals, zeros, sign."""
-    rows = []
-    for choices in questions["choices"]:
-        values = [float(c) for c in choices]
-        rows.append(
-            [
-                (
-                    letter,
-                    sorted(values).index(value),
-                    len(choices),
-                    len(text.partition(".")[2]),
-                    len(text) - len(text.rstrip("05")),
-                    text.startswith("-"),
-                )
-                for letter, (text, value) in enumerate(zip(choices, values, strict=True))
-            ]
-        )
-    return np.array(rows, dtype=float)
-
-
-def accuracy_without_the_record(questions: pl.DataFrame) -> tuple[float, int]:
-    """Of picking the likeliest choice of held-out patients by its looks."""
-    x, answer = looks(questions), questions["answer"].to_numpy()
-    right = np.arange(x.shape[1]) == answer[:, None]
-    held_out = questions["patient"].hash(seed=1).to_numpy() % 2 == 0
-    model = HistGradientBoostingClassifier(max_iter=50, random_state=0)
-    model.fit(x[~held_out].reshape(-1, x.shape[2]), right[~held_out].ravel())
-    scores = model.predict_proba(x[held_out].reshape(-1, x.shape[2]))[:, 1].reshape(-1, x.shape[1])
-    return float(np.mean(scores.argmax(axis=1) == answer[held_out])), int(held_out.sum())
-
-
 def assert_nothing_leaks(questions: pl.DataFrame) -> None:
-    accuracy, n = accuracy_without_the_record(questions)
-    assert abs(accuracy - 0.2) < 3.5 * np.sqrt(0.2 * 0.8 / n), f"{accuracy:.3f} of {n} told by their looks"
+    leak = told_by_looks(questions, "strict", "number", 1)
+    assert leak.chance == pytest.approx(0.2)
+    assert not leak.found, f"{leak.by_looks.accuracy:.3f} of {leak.questions} told by their looks"
 
 
 def ask(registry: Registry) -> pl.DataFrame:
@@ -84,5 +53,46 @@ def test_the_classifier_finds_a_leak_where_there_is_one(clinic: Registry) -> Non
         values = [str(round(int(c) / 10) * 10 + (0 if i == answer else 3)) for i, c in enumerate(choices)]
         fives.append(values)
     leaky = questions.with_columns(pl.Series("choices", fives))
-    accuracy, _ = accuracy_without_the_record(leaky)
-    assert accuracy > 0.9
+    leak = told_by_looks(leaky, "strict", "number", 1)
+    assert leak.found and leak.by_looks.accuracy > 0.9
+
+
+def rows_of(choices: list[list[str]], answers: list[int], kind: str) -> pl.DataFrame:
+    patients = [f"p{i:03d}" for i in range(len(choices))]
+    return pl.DataFrame({"patient": patients, "kind": kind, "choices": choices, "answer": answers})
+
+
+def test_what_the_classifier_sees() -> None:
+    """Of 7.31, 7.2 and 10: letters 0 to 2; ranks 2, 1, 3; 2, 1 and 0 decimals; 0, 0 and 1 closing zeros or fives."""
+    seen = pl.DataFrame(looks(rows_of([["7.31", "7.2", "10"]], [0], "number")), schema=list(LOOKS))
+    assert seen["letter"].to_list() == [0, 1, 2] and seen["rank"].to_list() == [2, 1, 3]
+    assert seen["decimals"].to_list() == [2, 1, 0] and seen["zeros"].to_list() == [0, 0, 1]
+    assert seen["length"].to_list() == [4, 3, 2] and seen["alike"].to_list() == [1, 1, 1]
+    words = pl.DataFrame(looks(rows_of([["Yes", "No"], ["Lung", "Skin", "Urine"]], [0, 1], "category")), list(LOOKS))
+    assert words["choices"].to_list() == [2, 2, 3, 3, 3] and words["letter"].to_list() == [0, 1, 0, 1, 2]
+    assert all(set(words[look]) == {UNSEEN} for look in ("alike", "rank", "decimals", "zeros", "negative", "length"))
+
+
+@pytest.mark.parametrize("letter", [None, 1])
+def test_a_letter_that_is_always_right_is_a_leak(letter: int | None) -> None:
+    """Always B: accuracy 1. B, A, C in turn, which no look tells: no leak over chance, 1/3."""
+    answers = [1 if letter else (1, 0, 2)[i % 3] for i in range(300)]
+    leak = told_by_looks(rows_of([["Lung", "Skin", "Urine"]] * 300, answers, "category"), "strict", "category", 1)
+    assert leak.chance == pytest.approx(1 / 3)
+    assert (leak.found, leak.by_looks.accuracy == 1.0) == (bool(letter), bool(letter))
+
+
+def test_too_few_patients_are_refused() -> None:
+    with pytest.raises(UserError, match="Fewer than 50 patients have category questions"):
+        told_by_looks(rows_of([["Lung", "Skin"]] * 49, [0] * 49, "category"), "strict", "category", 1)
+
+
+def test_paper_leaks_and_strict_does_not() -> None:
+    config = read_registry_config(ROOT / "site_configs" / "synthetic" / "synthetic-north.toml")
+    table: dict[tuple[str, str], Leak] = {
+        (leak.fidelity, leak.kind): leak for leak in leak_table(load_registry(config), Questions(), 1)
+    }
+    assert [key for key, leak in table.items() if leak.found] == [("paper", "number")]
+    # The truth keeps its digits and the dropped rungs are not replaced: far over chance, not by a hair.
+    assert table["paper", "number"].by_looks.accuracy > 1.4 * table["paper", "number"].chance
+    assert all(150 < leak.patients < 350 for leak in table.values())

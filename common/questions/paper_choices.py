@@ -1,0 +1,148 @@
+"""The choices of one question as the C-Reason reference makes them (method.md, section 1), leaks and all.
+
+For all patients of one feature at once. Where method.md is silent:
+
+- other observed values are drawn by frequency, like categories, and rounded like rungs;
+- a word has no density, so a word's numeric distractors are other observed values;
+- where the binomial draw asks for more words than there are, numbers take their place;
+- "rounded" is to the nearest, ties to even; a rounded rung that equals the truth as a number is its duplicate.
+"""
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from common.questions.choices import LEAST_SD, NONNEGATIVE, Choices, draw_others, posterior_sd
+from common.questions.codebook import Column
+from common.questions.paper_codebook import as_numbers
+from common.questions.printing import print_units
+from common.questions.randomness import Keys, combine, hash_keys, uniform
+from common.study import Questions
+
+WHOLE = 0.9
+CELLS = 4_000_000
+"""Of a table of rows x observed values that is in memory at once."""
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+def paper_choices(column: Column, printed: pl.Series, spec: Questions, keys: Keys) -> Choices:
+    """Distractors and their order. A row whose list holds the truth alone has no distractor left.
+
+    Args:
+        column: a maskable column of a `paper` codebook.
+        printed: the truth as it is recorded, without nulls, shape (n,); keys: one per question, shape (n,).
+    """
+    numbers = as_numbers(pl.Series(column.values, dtype=pl.String)).to_numpy()
+    is_word = np.isnan(numbers) if column.kind == "number" else np.ones(len(numbers), dtype=bool)
+    most = spec.max_choices - 1
+    words, wanted = word_distractors(column, is_word, printed, most, keys)
+    table = np.full((len(keys), 1 + 2 * most), None, dtype=object)
+    table[:, 0] = printed.to_numpy()
+    table[:, 1 : 1 + words.shape[1]] = words
+    if column.kind == "number":
+        truth = as_numbers(printed).to_numpy()
+        rungs = numeric_distractors(column, numbers, truth, most - wanted, most, spec, keys)
+        table[:, 1 + most :] = print_distractors(column, rungs, truth)
+    return shuffle(table, keys)
+
+
+def word_distractors(
+    column: Column, is_word: NDArray[np.bool_], printed: pl.Series, most: int, keys: Keys
+) -> tuple[NDArray[np.object_], Ints]:
+    """Binomial(most, 1 - float_ratio) categories without replacement by frequency, never the truth.
+
+    Returns:
+        texts: shape (n, at most `most`), None where a row has fewer; how many each row has, shape (n,).
+    """
+    values = np.array(column.values, dtype=object)[is_word]
+    counts = np.array(column.counts, dtype=np.float64)[is_word]
+    place = {value: i for i, value in enumerate(values)}
+    truth = np.array([place.get(value, -1) for value in printed], dtype=np.int64)
+    drawn = (uniform(keys, "binomial", most) > column.float_ratio).sum(axis=1)
+    wanted = np.minimum(drawn, len(values) - (truth >= 0))
+    if not len(values):
+        return np.empty((len(keys), 0), dtype=object), wanted
+    picked = values[draw_others(counts, truth, most, keys)]
+    picked[np.arange(picked.shape[1])[None, :] >= wanted[:, None]] = None
+    return picked, wanted
+
+
+def numeric_distractors(
+    column: Column, numbers: Floats, truth: Floats, wanted: Ints, most: int, spec: Questions, keys: Keys
+) -> Floats:
+    """The first `wanted` of each row, as numbers before any rounding, NaN beyond; shape (n, most).
+
+    Args:
+        numbers: the column's distinct values, NaN where one is a word; truth: NaN where it is a word, shape (n,).
+    """
+    sd = np.zeros(len(truth))
+    known = np.isfinite(truth)
+    sd[known] = posterior_sd(column, truth[known], keys[known])
+    # A sd of 0 marks a truth where every density is 0.
+    laddered = sd >= LEAST_SD
+    table = np.full((len(truth), most), np.nan)
+    table[laddered] = rungs_around(
+        truth[laddered], spec.difficulty * sd[laddered], wanted[laddered], most, keys[laddered]
+    )
+    table[~laddered] = observed(column, numbers, truth[~laddered], most, keys[~laddered])
+    return np.where(np.arange(most)[None, :] < wanted[:, None], table, np.nan)
+
+
+def rungs_around(truth: Floats, step: Floats, wanted: Ints, most: int, keys: Keys) -> Floats:
+    """Rungs of an arithmetic ladder of `wanted` + 1 without the truth's own, whose rank is uniform; (n, most)."""
+    rank = np.floor(uniform(keys, "ladder", 1)[:, 0] * (wanted + 1)).astype(np.int64)
+    others = np.arange(most)[None, :]
+    places = np.where(others < rank[:, None], others, others + 1)
+    return truth[:, None] + (places - rank[:, None]) * step[:, None]
+
+
+def observed(column: Column, numbers: Floats, truth: Floats, most: int, keys: Keys) -> Floats:
+    """Other observed numbers by frequency, NaN where there are too few; shape (n, most)."""
+    is_number = np.isfinite(numbers)
+    values, counts = numbers[is_number], np.array(column.counts, dtype=np.float64)[is_number]
+    keys = combine(keys, hash_keys(0, "observed", ["numbers"]))
+    table = np.full((len(truth), most), np.nan)
+    size = max(1, CELLS // len(values))
+    for start in range(0, len(truth), size):
+        part = slice(start, start + size)
+        same = values[None, :] == truth[part, None]
+        place = np.where(same.any(axis=1), same.argmax(axis=1), -1)
+        picked = values[draw_others(counts, place, most, keys[part])]
+        table[part, : picked.shape[1]] = picked
+    return table
+
+
+def print_distractors(column: Column, rungs: Floats, truth: Floats) -> NDArray[np.object_]:
+    """As text, whole or with 1 decimal; None for a negative one of a column that has hardly any, and for a duplicate.
+
+    Args:
+        rungs: shape (n, most), NaN where there is none; truth: shape (n,).
+    """
+    if column.share_nonnegative > NONNEGATIVE:
+        rungs = np.where(rungs < 0, np.nan, rungs)
+    decimals = 0 if column.share_whole > WHOLE else 1
+    there = np.isfinite(rungs)
+    units = np.where(there, np.round(np.where(there, rungs, 0.0) * 10**decimals), 0.0).astype(np.int64)
+    there &= units / 10**decimals != truth[:, None]
+    for i in range(1, rungs.shape[1]):
+        there[:, i] &= ~((units[:, :i] == units[:, i : i + 1]) & there[:, :i]).any(axis=1)
+    texts = pl.Series("units", units.ravel()).to_frame().select(print_units(pl.col("units"), decimals)).to_series()
+    table = texts.to_numpy().astype(object).reshape(units.shape)
+    table[~there] = None
+    return table
+
+
+def shuffle(table: NDArray[np.object_], keys: Keys) -> Choices:
+    """Each row's texts in random order without its Nones; column 0 is the truth, at a uniform random letter."""
+    there = table != None  # noqa: E711  # elementwise
+    draws = np.where(there, uniform(keys, "letters", table.shape[1]), 2.0)
+    order = np.argsort(draws, axis=1, kind="stable")
+    shuffled = np.take_along_axis(table, order, axis=1)
+    count = there.sum(axis=1)
+    texts = [row[:n].tolist() for row, n in zip(shuffled, count, strict=True)]
+    return Choices(
+        pl.Series("choices", texts, dtype=pl.List(pl.String)),
+        pl.Series("answer", np.argmin(order, axis=1).astype(np.int64)),
+    )
