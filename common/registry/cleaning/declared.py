@@ -66,7 +66,8 @@ class Clean(Strict):
             "date": {"messy", "date_format", "time"},
             "text": set[str](),
         }[kind] | {"blank"}
-        wrong = sorted(self.model_fields_set - belongs)
+        declared = {name for name, value in self if value != Clean.model_fields[name].default}
+        wrong = sorted(declared - belongs)
         if wrong:
             raise ValueError(f"{column!r} is a {kind}, to which clean.{wrong[0]} does not apply; remove it")
         if kind == "number" and self.thousands == self.decimal:
@@ -81,7 +82,7 @@ class Clean(Strict):
             raise ValueError(f"{column!r} is declared yes_no and also several or ignore_case; keep one")
         if self.several and not values:
             raise ValueError(f"{column!r} holds several codes; list them in `values`")
-        if "messy" in self.model_fields_set and not (self.yes_no or self.several):
+        if "messy" in declared and not (self.yes_no or self.several):
             raise ValueError(f"{column!r} has a clean.messy without yes_no or several to check against; remove it")
         lowered = [key.lower() for key in values]
         if self.ignore_case and len(set(lowered)) < len(lowered):
