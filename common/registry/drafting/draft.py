@@ -112,7 +112,7 @@ def patient_column(rows: pl.DataFrame) -> str | None:
     ranked = [
         (rank, -rows[column].n_unique(), column)
         for column in rows.columns
-        if (rank := names.patient_rank(column)) is not None and 2 * rows[column].n_unique() > rows.height**0.5
+        if (rank := names.patient_rank(column)) is not None
     ]
     return min(ranked)[2] if ranked else None
 
@@ -159,6 +159,8 @@ def feature_lines(seen: Seen) -> list[str]:
         parts.append("ordinal = true")
     if seen.outcome:
         parts.append('known = "outcome"')
+    if seen.missing:
+        parts.append(f"missing = [{', '.join(quoted(mark) for mark in seen.missing)}]")
     if seen.clean:
         inside = (f"{key} = {'true' if value is True else quoted(str(value))}" for key, value in seen.clean.items())
         parts.append(f"clean = {{ {', '.join(inside)} }}")

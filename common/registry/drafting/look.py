@@ -13,6 +13,7 @@ MARKS = ("NA", "N/A", "n/a", "#N/A", "NULL", "null", "None", "nan", "NaN", ".", 
 """What tables commonly write for "not recorded"; no numbers, since -9 may be a measurement."""
 YES = ("yes", "y", "true", "t", "ja", "j", "oui", "si")
 NO = ("no", "n", "false", "f", "nein", "non")
+UNKNOWN = ("u", "unk", "unknown", "unbekannt", "nk", "n/k")
 OTHER_DATES = ("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%Y%m%d")
 NUMBERS: tuple[dict[str, str], ...] = (
     {},
@@ -43,6 +44,7 @@ class Seen:
     ordinal: bool = False
     outcome: bool = False
     clean: dict[str, str | bool] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
 
 def look(column: str, values: pl.Series) -> Seen:
@@ -61,7 +63,7 @@ def look(column: str, values: pl.Series) -> Seen:
     word = names.outcome_word(column)
     if word and seen.kind is not None:
         why.append(f"EDIT: {word!r} in the name: known later? then it may give answers away; else remove `known`")
-    return Seen(column, seen.kind, why, name, unit, seen.ordinal, bool(word), seen.clean)
+    return Seen(column, seen.kind, why, name, unit, seen.ordinal, bool(word), seen.clean, seen.missing)
 
 
 def left_out(column: str, values: pl.Series) -> str:
@@ -74,7 +76,7 @@ def left_out(column: str, values: pl.Series) -> str:
     person = names.says(column, names.PERSON)
     if person or words_are_a_name(column):
         return f"{person or 'name'!r} in the name: it identifies people"
-    if names.says(column, names.KEY):
+    if names.is_key(column):
         return "the name says that it is an identifier"
     prediction = names.says(column, names.PREDICTION)
     if prediction:
@@ -83,7 +85,7 @@ def left_out(column: str, values: pl.Series) -> str:
         return "the name says free text, which may hold names and the answer"
     if values.str.contains(r"^\S+@\S+\.\S+$").mean() > MOST:  # type: ignore[operator]
         return "its values look like e-mail addresses"
-    if values.str.contains(r"^[ \d]?\d?\d:\d\d(:\d\d)?$").all():
+    if values.str.contains(r"^(1899-12-3[01] )?\d{1,2}:\d\d(:\d\d)?$").all():
         return "times of day; with a date of the same event, declare that date's clean.time instead"
     lengths = values.str.len_chars()
     digits = values.str.contains(r"^\d+$").all() and lengths.min() == lengths.max()
@@ -92,9 +94,19 @@ def left_out(column: str, values: pl.Series) -> str:
         return "every value is another number of the same length: perhaps an identifier"
     if values.str.split(" ").list.len().mean() >= 5 or lengths.mean() >= 40:  # type: ignore[operator]
         return "long texts, which may hold names and the answer"
-    if all_different and share(values, plain(values, NUMBERS[-1])) < MOST and date_format(values) is None:
+    if all_different and not is_written(values):
         return "every value is different and no number: perhaps an identifier"
+    if different > MANY_CATEGORIES and different > values.len() / 4 and not is_written(values):
+        return "texts that are mostly different: perhaps free text"
     return ""
+
+
+def is_written(values: pl.Series) -> bool:
+    """Whether most values are dates, numbers of any writing or numbers with their unit."""
+    if date_format(values) is not None:
+        return True
+    unit = unit_behind(values)
+    return any(share(values, plain(values, clean, unit)) >= MOST for clean in NUMBERS)
 
 
 def words_are_a_name(column: str) -> bool:
@@ -172,6 +184,8 @@ def as_number(column: str, values: pl.Series, unit: str) -> Seen | None:
         told = f"EDIT: {different} different whole numbers: a scale? codes (say in values what they mean)? a count?"
         return Seen(column, "category", [told], ordinal=True)
     why = ["numbers"]
+    if ((parsed > 0) & (parsed < 1)).all() and different > MANY_CATEGORIES:
+        why.append("EDIT: all between 0 and 1: a probability computed from other columns? then it belongs in never")
     if "thousands" in clean and clean["thousands"] == "," and share(values, plain(values, NUMBERS[3], unit)) == 1:
         why.append('EDIT: the comma could be a decimal sign; then decimal = "," and no thousands')
     if best:
@@ -186,8 +200,13 @@ def as_number(column: str, values: pl.Series, unit: str) -> Seen | None:
 
 def as_words(column: str, values: pl.Series) -> Seen:
     lower = values.str.to_lowercase()
-    if lower.is_in([*YES, *NO]).all():
-        return Seen(column, "category", ["yes and no, see [words]"], clean={"yes_no": True})
+    told = lower.filter(~lower.is_in(UNKNOWN))
+    if told.len() and told.is_in([*YES, *NO]).all():
+        why = ["yes and no, see [words]"]
+        unknown = tuple(values.filter(lower.is_in(UNKNOWN)).unique().sort().to_list())
+        if unknown:
+            why.append("EDIT: what says unknown counts as missing")
+        return Seen(column, "category", why, clean={"yes_no": True}, missing=unknown)
     different, merged = values.n_unique(), lower.n_unique()
     why = [f"{different} different texts"]
     clean: dict[str, str | bool] = {}

@@ -9,11 +9,15 @@ PERSON = frozenset(
     "address street postcode postal zip zipcode passport insurance birth dob birthdate birthday".split()
 )
 KEY = frozenset("id ids identifier pid patient subject participant hadm accession barcode encounter uuid".split())
+KEY_ENDS = frozenset("id ids identifier uuid barcode".split())
+NUMBERED = frozenset("no nr num number key code".split())
 OUTCOME = frozenset(
     "death dead died dies deceased mortality survival survived survivor alive outcome outcomes discharge discharged "
     "disposition los expired expire readmission readmitted recurrence relapse complication complications followup "
     "mrs mace fu".split()
 )
+OUTCOME_STEMS = ("death", "dead", "died", "alive", "surviv", "mortal", "outcome", "discharg", "readmi", "recover")
+"""Long enough to mean the same inside an abbreviation, as in FDEAD."""
 PREDICTION = frozenset("predicted prediction pred probability prob forecast".split())
 FREE_TEXT = frozenset("note notes comment comments remark remarks text narrative freetext description".split())
 LATER = re.compile(r"^(?:\d+(?:d|day|days|m|mo|month|months|y|yr|year|years)|(?:d|day|month)(?:28|30|60|90|180|365))$")
@@ -90,10 +94,20 @@ def says(column: str, hints: frozenset[str]) -> str:
 
 
 def outcome_word(column: str) -> str:
-    return says(column, OUTCOME) or next((word for word in words(column) if LATER.match(word)), "")
+    found = says(column, OUTCOME) or next((word for word in words(column) if LATER.match(word)), "")
+    return found or next((stem for stem in OUTCOME_STEMS if stem in column.lower()), "")
+
+
+def is_key(column: str) -> bool:
+    """`stay_id`, `Patient` and `case no`, but not `patient_age` or `diagnosis_code`."""
+    found = words(column)
+    if not found:
+        return False
+    numbered = found[-1] in NUMBERED and any(word in KEY or word in PATIENT for word in found)
+    return found[-1] in KEY_ENDS or numbered or (len(found) == 1 and (found[0] in KEY or found[0] in PATIENT))
 
 
 def patient_rank(column: str) -> int | None:
     """How surely this is the patient column: 0 is the surest, None is not at all."""
     found = [PATIENT.index(word) for word in words(column) if word in PATIENT]
-    return min(found, default=None)
+    return min(found, default=None) if is_key(column) else None

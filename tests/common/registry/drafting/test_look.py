@@ -58,6 +58,7 @@ NEVER = {
     "remark": ("remarks", every("a", "b"), "free text"),
     "e-mail": ("contact", every("a@b.org", "c@d.org"), "e-mail"),
     "hour": ("arrived", every("10:30", "9:15"), "times of day"),
+    "hour in a spreadsheet": ("arrived", every("1899-12-31 10:30:00", "1899-12-31 09:15:00"), "times of day"),
     "number plate": ("reference", [10000 + n for n in range(N)], "same length"),
     "long": ("finding", every("the patient was found on the floor", "the patient came walking by herself"), "long"),
     "all different": ("code", [f"F{n}x" for n in range(N)], "no number"),

@@ -45,3 +45,21 @@ def test_the_surest_patient_column_ranks_first() -> None:
     assert ranks["weight"] is None
     order = [rank for column, rank in ranks.items() if rank is not None and column != "weight"]
     assert order == sorted(order) and len(set(order)) == 4
+
+
+@pytest.mark.parametrize(
+    ("column", "key"),
+    [
+        ("stay_id", True),
+        ("Patient", True),
+        ("case no", True),
+        ("uuid", True),
+        ("patient_age", False),
+        ("diagnosis_code", False),
+        ("number", False),
+        ("", False),
+    ],
+)
+def test_a_key_is_told_from_what_is_said_about_a_patient(column: str, key: bool) -> None:
+    assert names.is_key(column) is key
+    assert key or names.patient_rank(column) is None
