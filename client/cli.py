@@ -68,6 +68,27 @@ def count_questions(site: Site, study: Study | None) -> list[tuple[str, str]]:
 
 
 @app.command()
+def init(
+    table: Annotated[str, typer.Option("--from", help="CSV, Parquet, Excel or SQLite file, or postgresql://...")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The file to write; TABLE's name here unless given.")
+    ] = None,
+    sheet: Annotated[str, typer.Option("--sheet", help="Of an Excel file with several.")] = "",
+    query: Annotated[str, typer.Option("--query", help="Of a database: one SELECT.")] = "",
+) -> None:
+    """Write a first site file by looking at a table, with reasons, for a person to correct. No value is shown."""
+    from client.init import write_draft
+
+    written = write_draft(table, out, sheet, query)
+    console.print(f"written: {written.path}", markup=False, soft_wrap=True)
+    for kind in ("number", "category", "date"):
+        console.print(f"{kind:<22}{sum(seen.kind == kind for seen in written.seen)}")
+    console.print(f"{'not to be used':<22}{sum(seen.kind is None for seen in written.seen)}")
+    console.print(f"{'marked EDIT':<22}{written.edits}")
+    console.print(f"Correct it, then: wardround-site check {written.path}", markup=False, soft_wrap=True)
+
+
+@app.command()
 def check(
     config: Config,
     study: Annotated[Path | None, typer.Option("--study", help="Count this study's questions too.")] = None,

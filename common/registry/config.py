@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from common.errors import UserError
+from common.registry.cleaning.declared import Clean, Words
 from common.study import SiteName, Strict, checked, read_toml
 
 ROW = "#row"
@@ -35,12 +36,27 @@ class Feature(Strict):
     """Raw category -> printed value. Values that are not listed stay as they are."""
     missing: tuple[str, ...] = ()
     """Raw values that mean "not recorded" in this column, besides `table.missing`."""
+    clean: Clean = Clean()
+    """What is repaired before the value is read."""
+
+    @model_validator(mode="after")
+    def cleaned(self) -> "Feature":
+        self.clean.fits(self.column, self.kind, self.values)
+        return self
 
 
 class Table(Strict):
-    source: Literal["csv", "parquet", "synthetic"]
+    source: Literal["csv", "parquet", "excel", "sql", "synthetic"]
     path: str = ""
-    """File; `${NAME}` and `${NAME:-default}` are taken from the environment, relative paths from this file."""
+    """File; `${NAME}` and `${NAME:-default}` are taken from the environment, relative paths from this file.
+    For `sql` an SQLite database."""
+    sheet: str = ""
+    """The sheet of an Excel file; needed where there are several."""
+    server: str = ""
+    """Of `sql`, instead of `path`: `postgresql://user:${PASSWORD}@host:5432/database`. Filled in from the
+    environment when the connection is made, so that a password stands neither in the file nor in this object."""
+    query: str = ""
+    """Of `sql`: one SELECT whose columns are the table's."""
     get: str = ""
     """One sentence that tells a user how to get the data."""
     delimiter: str = Field(default=",", min_length=1, max_length=1)
@@ -51,6 +67,37 @@ class Table(Strict):
     """Keep rows whose column has one of these values."""
     where_not: dict[str, tuple[str, ...]] = {}
     """Drop rows whose column has one of these values."""
+
+    @property
+    def place(self) -> str:
+        """Where the table is, for messages: the path, or the server without user and password."""
+        return re.sub(r"//[^/]*@", "//", self.server).partition("?")[0] or self.path
+
+    @model_validator(mode="after")
+    def source_and_place(self) -> "Table":
+        if self.sheet and self.source != "excel":
+            raise ValueError("sheet belongs to source = 'excel'; remove it or change the source")
+        if (self.query or self.server) and self.source != "sql":
+            raise ValueError("query and server belong to source = 'sql'; remove them or change the source")
+        if self.source != "sql":
+            return self
+        if not self.query.strip():
+            raise ValueError("source = 'sql' needs a query; give one SELECT statement")
+        if bool(self.path) == bool(self.server):
+            raise ValueError("source = 'sql' takes either path (SQLite) or server (PostgreSQL); give one of them")
+        if self.server and not self.server.startswith(("postgresql://", "postgres://")):
+            raise ValueError("server does not begin with postgresql://; only PostgreSQL servers are read")
+        if written_password(self.server):
+            raise ValueError("server holds a password; write ${NAME} there and set NAME in the environment")
+        return self
+
+
+def written_password(server: str) -> bool:
+    """Whether a password stands in the URL as it is, before `@` or as `password=`, and not as `${NAME}`."""
+    found = re.search(r"//[^/@:]*:(?P<user>.*)@|[?&]password=(?P<option>[^&]*)", server)
+    if found is None:
+        return False
+    return re.fullmatch(r"\$\{[A-Z0-9_]+\}", found["user"] or found["option"] or "") is None
 
 
 class Synthetic(Strict):
@@ -73,6 +120,7 @@ class RegistryConfig(Strict):
     """The column that says which patient a row is about, or `#row`."""
     one_row_per_patient: bool = True
     features: tuple[Feature, ...] = Field(min_length=2)
+    words: Words = Words()
     never: tuple[str, ...] = ()
     """Columns that are known and must not be used (identifiers, leaks); listed so that nobody wonders."""
 
@@ -95,8 +143,10 @@ class RegistryConfig(Strict):
             raise ValueError(f"section {same[0][0]!r} has two features named {same[0][1]!r}; rename one")
         if (self.table.source == "synthetic") != (self.synthetic is not None):
             raise ValueError("table.source = 'synthetic' and a [synthetic] table go together; give both or neither")
-        if self.table.source != "synthetic" and not self.table.path:
+        if self.table.source not in ("synthetic", "sql") and not self.table.path:
             raise ValueError("table.path is empty; give the path of the registry's file")
+        if any(f.clean.yes_no for f in self.features) and not (self.words.yes and self.words.no):
+            raise ValueError("clean.yes_no needs the words; give a [words] table with the lists yes and no")
         if self.patient == ROW and not self.one_row_per_patient:
             raise ValueError("patient = '#row' means one row per patient; remove one_row_per_patient = false")
         return self

@@ -12,6 +12,8 @@ import polars as pl
 
 from common.errors import UserError
 from common.registry.config import ROW, Table
+from common.registry.excel import read_excel
+from common.registry.sql import read_postgres, read_sqlite
 
 DELIMITERS = (",", ";", "\t", "|")
 
@@ -22,6 +24,8 @@ def read_table(table: Table) -> pl.LazyFrame:
     Raises:
         UserError: no file, an empty one, or one that is not what `table.source` says.
     """
+    if table.server:
+        return as_strings(read_postgres(table), table.place).lazy()
     path = Path(table.path)
     if not path.exists():
         raise UserError(f"{path}: there is no such file.", table.get or "Correct table.path in the site file.")
@@ -35,7 +39,13 @@ def read_table(table: Table) -> pl.LazyFrame:
         raise UserError(f"{path}: may not be read by this user.", "Give this user the right to read it.") from None
     if size == 0:
         raise UserError(f"{path}: the file is empty.", table.get or "Export the registry again.")
-    return read_csv(path, table, start) if table.source == "csv" else read_parquet(path)
+    if table.source == "csv":
+        return read_csv(path, table, start)
+    if table.source == "excel":
+        return read_excel(path, table)
+    if table.source == "sql":
+        return as_strings(read_sqlite(path, table, start), table.place).lazy()
+    return read_parquet(path)
 
 
 def read_csv(path: Path, table: Table, start: bytes) -> pl.LazyFrame:

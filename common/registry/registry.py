@@ -8,6 +8,11 @@ import numpy as np
 import polars as pl
 
 from common.errors import UserError
+from common.registry.cleaning.cells import beside, cell, without
+from common.registry.cleaning.declared import Clean, Words
+from common.registry.cleaning.numbers import plain_number
+from common.registry.cleaning.several import several_codes
+from common.registry.cleaning.words import one_case, yes_no
 from common.registry.config import Feature, RegistryConfig
 from common.registry.readers import as_strings, read_table
 from common.registry.synthetic import generate
@@ -62,12 +67,12 @@ def load_registry(config: RegistryConfig) -> Registry:
         source = f"site {config.site}"
         lazy = as_strings(generate(config.synthetic, config.site), source).lazy()
     else:
-        source = config.table.path
+        source = config.table.place
         lazy = read_table(config.table)
     require_columns(lazy, config, source)
     rows = clean(lazy, config, source)
     check_patients(rows, config, source)
-    columns = [parse(rows[f.column], f, source).alias(f.column) for f in config.features]
+    columns = [parse(rows[f.column], f, source, config.words).alias(f.column) for f in config.features]
     left_out = [x for f, c in zip(config.features, columns, strict=True) if (x := unusable(f, c)) is not None]
     gone = {x.column for x in left_out}
     features = tuple(f for f in config.features if f.column not in gone)
@@ -82,6 +87,7 @@ def load_registry(config: RegistryConfig) -> Registry:
 def require_columns(lazy: pl.LazyFrame, config: RegistryConfig, source: str) -> None:
     present = set(lazy.collect_schema().names())
     needed = [config.patient, *(f.column for f in config.features), *config.table.where, *config.table.where_not]
+    needed += [column for feature in config.features for column in beside(feature)]
     missing = sorted({column for column in needed if column not in present})
     if missing:
         names = ", ".join(repr(column) for column in missing)
@@ -99,7 +105,7 @@ def clean(lazy: pl.LazyFrame, config: RegistryConfig, source: str) -> pl.DataFra
     for column, values in config.table.where_not.items():
         rows = rows.filter(~pl.col(column).is_in(list(values)).fill_null(False))
     patient = without(config.patient, config.table.missing).alias(PATIENT)
-    kept = [without(f.column, config.table.missing + f.missing) for f in config.features]
+    kept = [cell(f, config) for f in config.features]
     try:
         frame = rows.select(patient, *kept).collect()
     except pl.exceptions.ComputeError:
@@ -112,11 +118,6 @@ def clean(lazy: pl.LazyFrame, config: RegistryConfig, source: str) -> pl.DataFra
             "Correct table.where and table.where_not." if filtered else "Export a table that has rows.",
         )
     return frame
-
-
-def without(column: str, missing: tuple[str, ...]) -> pl.Expr:
-    """The column with the marks for missing values turned into nulls; nothing at all always is one."""
-    return pl.when(~pl.col(column).is_in(["", *missing])).then(pl.col(column)).alias(column)
 
 
 def check_patients(rows: pl.DataFrame, config: RegistryConfig, source: str) -> None:
@@ -134,31 +135,53 @@ def check_patients(rows: pl.DataFrame, config: RegistryConfig, source: str) -> N
         )
 
 
-def parse(text: pl.Series, feature: Feature, source: str) -> pl.Series:
-    """One column of text as the feature's kind says."""
+def parse(text: pl.Series, feature: Feature, source: str, words: Words | None = None) -> pl.Series:
+    """One column of text as the feature's kind and its `clean` say."""
+    clean = feature.clean
     if feature.kind == "number":
-        parsed = text.cast(pl.Float64, strict=False)
+        column = plain_number(pl.first(), clean, feature.unit).cast(pl.Float64, strict=False)
         # "nan" and "inf" parse as floats but nobody measured them.
-        parsed = parsed.to_frame().select(pl.when(pl.first().is_finite()).then(pl.first())).to_series()
-        refuse_unparsed(text, parsed, feature, source, "numbers", "Write decimals with a point and units nowhere")
-        return parsed
+        parsed = text.to_frame().select(pl.when(column.is_finite()).then(column)).to_series()
+        remedy = "Write decimals with a point and units nowhere, or declare what stands there in the feature's clean"
+        return checked(text, parsed, feature, source, "numbers", remedy)
     if feature.kind == "date":
         column = pl.first()
-        attempts = [column.str.to_datetime(form, strict=False, time_unit="us") for form in DATE_FORMATS]
+        attempts = [column.str.to_datetime(form, strict=False, time_unit="us") for form in date_formats(clean)]
         parsed = text.to_frame().select(pl.coalesce(attempts)).to_series()
-        refuse_unparsed(text, parsed, feature, source, "dates", "Write dates as YYYY-MM-DD or YYYY-MM-DD HH:MM")
-        return parsed
+        remedy = "Write dates as YYYY-MM-DD or YYYY-MM-DD HH:MM, or declare clean.date_format"
+        return checked(text, parsed, feature, source, "dates", remedy)
+    if clean.yes_no and words is not None:
+        known = text.to_frame().select(yes_no(pl.first(), clean, words)).to_series()
+        text = checked(text, known, feature, source, "words for yes or no", "Add the words to [words]")
+    if clean.several:
+        known = text.to_frame().select(several_codes(pl.first(), clean, feature.values)).to_series()
+        return checked(text, known, feature, source, "lists of declared codes", "Add the codes to the feature's values")
+    if clean.ignore_case:
+        text = text.to_frame().select(one_case(pl.first())).to_series()
+        return text.replace({key.lower(): value for key, value in feature.values.items()})
     return text.replace(feature.values) if feature.values else text
 
 
-def refuse_unparsed(text: pl.Series, parsed: pl.Series, feature: Feature, source: str, kind: str, remedy: str) -> None:
+def date_formats(clean: Clean) -> tuple[str, ...]:
+    if not clean.date_format:
+        return DATE_FORMATS
+    return (clean.date_format, *(f"{clean.date_format} {hour}" for hour in ("%H:%M", "%H:%M:%S%.f")), *DATE_FORMATS)
+
+
+def checked(text: pl.Series, parsed: pl.Series, feature: Feature, source: str, kind: str, remedy: str) -> pl.Series:
+    """`parsed`, once nothing is lost in it that the declared policy does not let go.
+
+    Raises:
+        UserError: values that are not of their kind, and `clean.messy` is not "missing".
+    """
     bad = int((text.is_not_null() & parsed.is_null()).sum())
-    if bad:
+    if bad and feature.clean.messy != "missing":
         raise UserError(
             f"{source}: {bad} of {text.len() - text.null_count()} values of the column {feature.column!r} "
             f"are not {kind}.",
             f"{remedy}, add marks for missing values to table.missing, or declare another kind.",
         )
+    return parsed
 
 
 def unusable(feature: Feature, column: pl.Series) -> LeftOut | None:
@@ -217,7 +240,7 @@ def before(features: list[Feature], following: Sequence[Feature]) -> int:
 
 
 def printed(feature: Feature) -> Feature:
-    return feature.model_copy(update={"values": {}, "missing": ()})
+    return feature.model_copy(update={"values": {}, "missing": (), "clean": Clean()})
 
 
 def widen(frame: pl.DataFrame, features: Sequence[Feature]) -> pl.DataFrame:

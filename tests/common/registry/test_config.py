@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from common.errors import UserError
-from common.registry.config import read_registry_config
+from common.registry.config import Table, read_registry_config
 
 BASE = """
 patient = "id"
@@ -82,3 +83,49 @@ def test_impossible_declarations_are_refused(tmp_path: Path, old: str, new: str,
         read_registry_config(write(tmp_path, base=BASE.replace(old, new)))
     assert str(tmp_path / "one.toml") in caught.value.what
     assert caught.value.remedy
+
+
+def tables(**table: str) -> Table:
+    return Table.model_validate(table)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"source": "csv", "path": "a", "sheet": "S"}, "sheet belongs to source = 'excel'"),
+        ({"source": "csv", "path": "a", "query": "SELECT 1"}, "query and server belong to source = 'sql'"),
+        ({"source": "excel", "path": "a", "server": "postgresql://h/d"}, "query and server belong to source = 'sql'"),
+        ({"source": "sql", "path": "a", "query": " "}, "needs a query"),
+        ({"source": "sql", "query": "SELECT 1"}, "either path"),
+        ({"source": "sql", "query": "SELECT 1", "path": "a", "server": "postgresql://h/d"}, "either path"),
+        ({"source": "sql", "query": "SELECT 1", "server": "mysql://h/d"}, "does not begin with postgresql://"),
+        ({"source": "sql", "query": "SELECT 1", "server": "postgresql://u:secret@h/d"}, "server holds a password"),
+        (
+            {"source": "sql", "query": "SELECT 1", "server": "postgresql://u:${A:-secret}@h/d"},
+            "server holds a password",
+        ),
+        (
+            {"source": "sql", "query": "SELECT 1", "server": "postgresql://h/d?password=secret"},
+            "server holds a password",
+        ),
+    ],
+)
+def test_a_source_and_its_place_belong_together(table: dict[str, str], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        tables(**table)
+
+
+def test_a_password_is_neither_read_into_the_declaration_nor_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WARDROUND_TEST_PASSWORD", "marvin")
+    server = "postgresql://reader:${WARDROUND_TEST_PASSWORD}@db.example:5432/icu?sslmode=require"
+    base = BASE.replace('path = "${WARDROUND_TEST_TABLE:-data/table.csv}"', f'server = "{server}"\nquery = "SELECT 1"')
+    table = read_registry_config(write(tmp_path, base=base.replace('"csv"', '"sql"'))).table
+    assert "marvin" not in repr(table) and table.server == server
+    assert table.place == "postgresql://db.example:5432/icu"
+    with pytest.raises(UserError, match="server holds a password") as caught:
+        read_registry_config(
+            write(tmp_path, base=base.replace("${WARDROUND_TEST_PASSWORD}", "marvin").replace('"csv"', '"sql"'))
+        )
+    assert "marvin" not in str(caught.value)

@@ -1,9 +1,13 @@
 """The example in docs/site_configs.md, run as it stands."""
 
 import re
+import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from common.registry.config import RegistryConfig, Table
 
 PAGE = Path(__file__).parents[3] / "docs" / "site_configs.md"
 
@@ -24,3 +28,13 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert registry.frame["vaso"].to_list() == ["none", "given", "none"]
     assert registry.left_out == ()
     assert "abdomen" in capsys.readouterr().out
+
+
+def test_the_examples_of_cleaning_and_of_sources_are_valid() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, flags=re.MULTILINE)]
+    tables = [tomllib.loads(block)["table"] for block in blocks if block.lstrip().startswith("[table]")]
+    assert [Table.model_validate(table).source for table in tables] == ["excel", "sql"]
+    (cleaning,) = [tomllib.loads(block) for block in blocks if block.lstrip().startswith("features")]
+    config = RegistryConfig.model_validate({"site": "a", "patient": "id", "table": tables[0], **cleaning})
+    assert all(feature.clean.model_dump(exclude_defaults=True) for feature in config.features)

@@ -1,0 +1,90 @@
+"""A query's result as a table: SQLite through the standard library, PostgreSQL over ADBC.
+
+Databases are opened for reading alone. What they say about an error may quote a patient's value, so only its code
+goes on.
+"""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import adbc_driver_postgresql.dbapi as postgres
+import polars as pl
+
+from common.errors import UserError
+from common.registry.config import ROW, Table, expand_environment
+
+SQLITE_START = b"SQLite format 3\0"
+
+
+def read_sqlite(path: Path, table: Table, start: bytes) -> pl.DataFrame:
+    """Columns as the database's own types; one with several types is text.
+
+    Raises:
+        UserError: not an SQLite database, or the query fails.
+    """
+    if not start.startswith(SQLITE_START):
+        raise UserError(f"{path}: this is not an SQLite database.", "Correct table.path or table.source.")
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            cursor = connection.execute(table.query)
+            names = [column[0] for column in cursor.description or ()]
+            check_names(str(path), names)
+            rows = cursor.fetchall()
+    except (sqlite3.Error, sqlite3.Warning):
+        raise failed(str(path), "") from None
+    columns = list(zip(*rows, strict=True)) or [()] * len(names)
+    if any(isinstance(value, bytes) for values in columns for value in values):
+        raise UserError(f"{path}: the query gives binary values.", "Leave those columns out of the query.")
+    return pl.DataFrame([pl.Series(name, values, strict=False) for name, values in zip(names, columns, strict=True)])
+
+
+def read_postgres(table: Table) -> pl.DataFrame:
+    """Every column as text, written by the server itself: numbers with a point, dates and times as ISO.
+
+    Raises:
+        UserError: an unset environment variable, no connection, or the query fails.
+    """
+    server = expand_environment(table.server, "table.server", table.place)
+    try:
+        connection = postgres.connect(server)
+    except postgres.Error:
+        raise UserError(
+            f"{table.place}: no connection to this PostgreSQL server.",
+            "Check table.server, the user, the password in the environment, and that the server can be reached.",
+        ) from None
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+            cursor.execute("SET datestyle TO 'ISO'")
+            connection.commit()
+            query = table.query.strip().removesuffix(";")
+            names = cursor.adbc_execute_schema(query).names
+            check_names(table.place, names)
+            quoted = ['"' + name.replace('"', '""') + '"' for name in names]
+            texts = ", ".join(f"{name}::text AS {name}" for name in quoted)
+            # The query on lines of its own: its last one may be a comment.
+            return pl.read_database(f"SELECT {texts} FROM (\n{query}\n) AS registry", connection)
+    except postgres.Error as error:
+        raise failed(table.place, error.sqlstate or "") from None
+    except pl.exceptions.ComputeError:
+        # What fails while rows arrive comes through polars.
+        raise failed(table.place, "") from None
+
+
+def check_names(place: str, names: list[str]) -> None:
+    if not names:
+        raise UserError(f"{place}: the query gives no columns.", "Give table.query one SELECT statement.")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"{place}: the query gives the column {twice[0]!r} twice.", "Name one of them with AS.")
+    if ROW in names:
+        raise UserError(f"{place}: a column may not be called {ROW!r}.", "Rename it with AS.")
+
+
+def failed(place: str, code: str) -> UserError:
+    said = f" ({code})" if code else ""
+    return UserError(
+        f"{place}: the database refused table.query{said}.",
+        "Try the query in the database's own client as the same user, who may only read.",
+    )
