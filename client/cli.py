@@ -1,7 +1,6 @@
 """`wardround-site`: what a hospital runs."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from client.site import Site, read_site
-from common.disk import named_disk_faults
+from common.command import run as run_command
 from common.errors import UserError
 from common.study import Study, read_study
 
@@ -220,13 +219,8 @@ def audit(config: Config, state: StateFolder = None) -> None:
 
 
 def main() -> None:
-    """Run a command; a user's mistake is one sentence with its remedy, and exit code 2."""
-    try:
-        with named_disk_faults():
-            app()
-    except UserError as error:
-        Console(stderr=True, highlight=False).print(f"{error.what}\n{error.remedy}", markup=False, soft_wrap=True)
-        sys.exit(2)
+    """Entry point."""
+    run_command(app)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """`wardround`: the coordinator's commands."""
 
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from common.disk import named_disk_faults
+from common.command import run as run_command
 from common.errors import UserError
 from common.study import BUILT_IN, Study, read_study
 from server.serve_cli import app as serve_app
@@ -193,13 +192,8 @@ def cell(found: dict[str, Any] | None) -> str:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one sentence with its remedy and exit code 2."""
-    try:
-        with named_disk_faults():
-            app()
-    except UserError as error:
-        Console(stderr=True, highlight=False).print(f"{error.what}\n{error.remedy}", markup=False, soft_wrap=True)
-        sys.exit(2)
+    """Entry point."""
+    run_command(app)
 
 
 if __name__ == "__main__":

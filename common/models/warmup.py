@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 
 from common.questions.building import build_questions, lookup_questions
-from common.questions.codebook import Codebook, fit_codebook
+from common.questions.codebook import fit_codebook
 from common.questions.rendering import label, render_choices
 from common.registry.registry import Registry, shuffle_columns
 from common.study import Study
@@ -58,7 +58,7 @@ def exercises(public: Registry, study: Study, count: int, seed: int) -> list[Exe
     everything = shuffled.frame.height * len(shuffled.features)
     lookups = lookup_questions(shuffled, codebook, spec, seed, everything)
     by_patient = {key[0]: part for key, part in lookups.group_by("patient", maintain_order=True)}
-    worlds = [World(codebook, shuffled, np.random.default_rng([seed, k])) for k in range(builtin.practice_worlds)]
+    worlds = [World(shuffled, np.random.default_rng([seed, k])) for k in range(builtin.practice_worlds)]
     shares = {f.column: frequencies(shuffled, f.column) for f in shuffled.features if f.kind == "category"}
     records = {row["patient"]: row for row in shuffled.frame.iter_rows(named=True)}
     n_lookup = round(builtin.lookup_share * builtin.questions_per_record)
@@ -116,8 +116,7 @@ def guesses(
 class World:
     """Invented relations: each category follows from `EVIDENCE` other features by random weights."""
 
-    def __init__(self, codebook: Codebook, registry: Registry, rng: np.random.Generator) -> None:
-        self.rng = rng
+    def __init__(self, registry: Registry, rng: np.random.Generator) -> None:
         self.frequency: dict[str, dict[str, float]] = {}
         self.evidence: dict[str, list[str]] = {}
         self.medians = {f.column: registry.frame[f.column].median() for f in registry.features if f.kind == "number"}

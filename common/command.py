@@ -1,0 +1,19 @@
+"""What both commands do with a user's mistake."""
+
+import sys
+from collections.abc import Callable
+
+from rich.console import Console
+
+from common.disk import named_disk_faults
+from common.errors import UserError
+
+
+def run(app: Callable[[], object]) -> None:
+    """Run a command line; a user's mistake is one sentence with its remedy, and exit code 2."""
+    try:
+        with named_disk_faults():
+            app()
+    except UserError as error:
+        Console(stderr=True, highlight=False).print(f"{error.what}\n{error.remedy}", markup=False, soft_wrap=True)
+        sys.exit(2)
