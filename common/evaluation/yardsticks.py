@@ -72,6 +72,7 @@ class TrainingRecords:
         for registry in registries:
             features |= {f.column: f for f in registry.features if f.column not in features}
         self.features = features
+        self.times = registries[0].times
         self.codebooks = codebooks
         self.frame = pl.concat(
             [widen(r.frame, list(features.values())).with_columns(site=pl.lit(r.site)) for r in registries]
@@ -200,7 +201,8 @@ def boosted(target: Target, records: TrainingRecords, rows: pl.DataFrame) -> lis
 def hidden_columns(records: TrainingRecords, target: Feature, codebook: Codebook) -> set[str]:
     """What a prompt about `target` does not show; the masked value itself is not shown either."""
     features = list(records.features.values())
-    return {f.column for f in features} - {f.column for f in shown_with(target, features, codebook)} | {target.column}
+    shown = shown_with(target, features, records.times, codebook)
+    return {f.column for f in features} - {f.column for f in shown} | {target.column}
 
 
 def as_shown(rows: pl.DataFrame, features: Sequence[Feature], hidden: Mapping[str, set[str]]) -> pl.DataFrame:

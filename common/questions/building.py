@@ -176,7 +176,7 @@ def construct(
             rows, choices = rows[kept], Choices(choices.texts.filter(kept), choices.answer.filter(kept))
         else:
             choices = build_choices(column, frame[truth][rows], printed[truth][rows], spec, keys[rows, i])
-        shown = shown_with(feature, registry.features, codebook, masked)
+        shown = shown_with(feature, registry.features, registry.times, codebook, masked)
         record = record_expression(shown, feature.column if masked else None)
         prompts = (
             lines[rows]

@@ -54,19 +54,17 @@ def line_columns(values: pl.DataFrame, features: Sequence[Feature]) -> pl.DataFr
     return values.select((pl.lit(f"{label(f)}: ") + pl.col(f.column)).alias(f.column) for f in features)
 
 
-def shown_with(target: Feature, features: Sequence[Feature], codebook: Codebook, masked: bool = True) -> list[Feature]:
+def shown_with(
+    target: Feature, features: Sequence[Feature], times: Sequence[str], codebook: Codebook, masked: bool = True
+) -> list[Feature]:
     """The features that stand in the record of a question about `target`, itself included, in registry order.
 
-    Outcomes are known later than the rest: only a question about an outcome shows them. With the target masked,
-    the features that would give it away (the codebook's excluded pairs) are left out.
+    What becomes known later than the target is not shown (`times`: the moments, the earliest first). With the target
+    masked, the features that would give it away (the codebook's excluded pairs) are left out.
     """
     excluded = codebook.excluded.get(target.column, ()) if masked else ()
-    return [
-        f
-        for f in features
-        if f.column == target.column
-        or (f.column not in excluded and (f.known == "baseline" or target.known == "outcome"))
-    ]
+    later = times[times.index(target.known) + 1 :]
+    return [f for f in features if f.column == target.column or (f.column not in excluded and f.known not in later)]
 
 
 def record_expression(shown: Sequence[Feature], masked: str | None) -> pl.Expr:

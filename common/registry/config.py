@@ -29,8 +29,11 @@ class Feature(Strict):
     kind: Literal["category", "number", "date", "text"]
     ordinal: bool = False
     """A scale of ordered categories (age band, frailty): continuous for mutual information."""
-    known: Literal["baseline", "outcome"] = "baseline"
-    """When the value becomes known: an outcome is shown only in questions about another outcome."""
+    known: str = "baseline"
+    """When the value becomes known, one of the registry's `times`. A question shows what is known by its own time."""
+    variable: str = ""
+    """Columns with the same variable are one quantity measured at different times; empty: the column itself. They
+    share their statistics, and what gives one of them away is left out with all its times."""
     ask: bool = True
     values: dict[str, str] = {}
     """Raw category -> printed value. Values that are not listed stay as they are."""
@@ -43,6 +46,19 @@ class Feature(Strict):
     def cleaned(self) -> "Feature":
         self.clean.fits(self.column, self.kind, self.values)
         return self
+
+
+class Outcome(Strict):
+    """A later value that is asked for from what was known at a time of prediction."""
+
+    column: str
+    """A declared feature that becomes known after `at`."""
+    question: str = Field(min_length=1)
+    at: str = "baseline"
+    """The time of prediction, one of `times`: everything known later is removed from the prompt."""
+    task: Literal["outcome", "forecast"] = "outcome"
+    values: dict[str, str] = {}
+    """Printed value -> answer, to merge values ("dead" and "dependent" -> "yes"). Others stay as they are."""
 
 
 class Table(Strict):
@@ -119,7 +135,10 @@ class RegistryConfig(Strict):
     patient: str
     """The column that says which patient a row is about, or `#row`."""
     one_row_per_patient: bool = True
+    times: tuple[str, ...] = Field(default=("baseline", "outcome"), min_length=1)
+    """Moments at which values become known, the earliest first."""
     features: tuple[Feature, ...] = Field(min_length=2)
+    outcomes: tuple[Outcome, ...] = ()
     words: Words = Words()
     never: tuple[str, ...] = ()
     """Columns that are known and must not be used (identifiers, leaks); listed so that nobody wonders."""
@@ -137,6 +156,16 @@ class RegistryConfig(Strict):
             raise ValueError(f"the patient column {self.patient!r} is declared as a feature; remove it there")
         if "patient" in columns:
             raise ValueError("a feature's column may not be called 'patient'; rename it in the table")
+        if len(set(self.times)) < len(self.times):
+            raise ValueError(f"times {list(self.times)} names a moment twice; remove one")
+        for feature in self.features:
+            if feature.known not in self.times:
+                raise ValueError(
+                    f"feature {feature.column!r} is known at {feature.known!r}, which is not among the times "
+                    f"{list(self.times)}; add it there or correct known"
+                )
+        for outcome in self.outcomes:
+            self.check_outcome(outcome)
         labels = [(f.section, f.name) for f in self.features]
         same = sorted({x for x in labels if labels.count(x) > 1})
         if same:
@@ -150,6 +179,18 @@ class RegistryConfig(Strict):
         if self.patient == ROW and not self.one_row_per_patient:
             raise ValueError("patient = '#row' means one row per patient; remove one_row_per_patient = false")
         return self
+
+    def check_outcome(self, outcome: Outcome) -> None:
+        known = {f.column: f.known for f in self.features}
+        if outcome.column not in known:
+            raise ValueError(f"outcome {outcome.column!r} is not a declared feature; declare it among the features")
+        if outcome.at not in self.times:
+            raise ValueError(f"outcome {outcome.column!r}: no such moment {outcome.at!r}; use one of {list(self.times)}")
+        if self.times.index(known[outcome.column]) <= self.times.index(outcome.at):
+            raise ValueError(
+                f"outcome {outcome.column!r} is known at {known[outcome.column]!r}, not after its time of prediction "
+                f"{outcome.at!r}; set the feature's known to a later time or predict earlier"
+            )
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -13,7 +13,7 @@ from common.registry.cleaning.declared import Clean, Words
 from common.registry.cleaning.numbers import plain_number
 from common.registry.cleaning.several import several_codes
 from common.registry.cleaning.words import one_case, yes_no
-from common.registry.config import Feature, RegistryConfig
+from common.registry.config import Feature, Outcome, RegistryConfig
 from common.registry.readers import as_strings, read_table
 from common.registry.synthetic import generate
 
@@ -46,13 +46,16 @@ class LeftOut:
 class Registry:
     """`frame`: `patient` (text) and one column per feature in `features`, in that order, sorted by patient.
 
-    Numbers are Float64, categories and texts text (as printed), dates Datetime; missing is null.
+    Numbers are Float64, categories and texts text (as printed), dates Datetime; missing is null. A row is one record;
+    a patient may have several. `times`: when values become known, earliest first; `outcomes`: what can be asked for.
     """
 
     site: str
     features: tuple[Feature, ...]
     frame: pl.DataFrame
     left_out: tuple[LeftOut, ...] = ()
+    times: tuple[str, ...] = ("baseline", "outcome")
+    outcomes: tuple[Outcome, ...] = ()
 
 
 def load_registry(config: RegistryConfig) -> Registry:
@@ -81,7 +84,9 @@ def load_registry(config: RegistryConfig) -> Registry:
             f"{source}: fewer than two features hold more than one value.", "Declare features that vary in this table."
         )
     frame = pl.DataFrame([rows[PATIENT], *(c for c in columns if c.name not in gone)])
-    return Registry(config.site, features, frame.sort(PATIENT, maintain_order=True), tuple(left_out))
+    outcomes = tuple(o for o in config.outcomes if o.column not in gone)
+    frame = frame.sort(PATIENT, maintain_order=True)
+    return Registry(config.site, features, frame, tuple(left_out), config.times, outcomes)
 
 
 def require_columns(lazy: pl.LazyFrame, config: RegistryConfig, source: str) -> None:
@@ -230,7 +235,9 @@ def concat_registries(registries: Sequence[Registry], site: str) -> Registry:
         )
     used = {f.column for f in features}
     nowhere = {x.column: x for registry in registries for x in registry.left_out if x.column not in used}
-    return Registry(site, tuple(features), frame.sort(PATIENT, maintain_order=True), tuple(nowhere.values()))
+    frame = frame.sort(PATIENT, maintain_order=True)
+    outcomes = tuple({o.column: o for r in registries for o in r.outcomes}.values())
+    return Registry(site, tuple(features), frame, tuple(nowhere.values()), registries[0].times, outcomes)
 
 
 def before(features: list[Feature], following: Sequence[Feature]) -> int:
@@ -265,4 +272,4 @@ def shuffle_columns(registry: Registry, rows: int, seed: int) -> Registry:
         digest = hashlib.sha256(f"{seed}:{feature.column}".encode()).digest()
         draw = np.random.default_rng(int.from_bytes(digest, "big")).integers(registry.frame.height, size=rows)
         columns.append(registry.frame[feature.column].gather(draw))
-    return Registry(registry.site, registry.features, pl.DataFrame(columns), registry.left_out)
+    return replace(registry, frame=pl.DataFrame(columns))

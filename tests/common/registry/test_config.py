@@ -26,6 +26,13 @@ site = "one"
 where = { ward = ["x"] }
 """
 
+OUTCOME = """
+[[outcomes]]
+column = "b"
+question = "Will it?"
+at = "baseline"
+[table]"""
+
 
 def write(folder: Path, site: str = SITE, base: str = BASE) -> Path:
     (folder / "_base.toml").write_text(base)
@@ -75,6 +82,11 @@ def test_a_dictionary_that_is_not_there_is_named(tmp_path: Path) -> None:
         ('source = "csv"', 'source = "synthetic"', "go together"),
         ('path = "${WARDROUND_TEST_TABLE:-data/table.csv}"', "", "table.path is empty"),
         ('missing = ["?"]', 'delimiter = "||"', r"table\.delimiter = '\|\|'"),
+        ('kind = "number"', 'kind = "number", known = "later"', r"'b' is known at 'later', which is not among"),
+        ('patient = "id"', 'patient = "id"\ntimes = ["baseline", "baseline"]', "names a moment twice"),
+        ("[table]", OUTCOME.replace('"b"', '"c"'), "'c' is not a declared feature"),
+        ("[table]", OUTCOME.replace('"baseline"', '"dawn"'), "no such moment 'dawn'"),
+        ("[table]", OUTCOME, "'b' is known at 'baseline', not after its time of prediction"),
     ],
 )
 def test_impossible_declarations_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
