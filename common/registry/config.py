@@ -185,7 +185,7 @@ class RegistryConfig(Strict):
         if outcome.column not in known:
             raise ValueError(f"outcome {outcome.column!r} is not a declared feature; declare it among the features")
         if outcome.at not in self.times:
-            raise ValueError(f"outcome {outcome.column!r}: no such moment {outcome.at!r}; use one of {list(self.times)}")
+            raise ValueError(f"outcome {outcome.column!r}: no moment {outcome.at!r}; use one of {list(self.times)}")
         if self.times.index(known[outcome.column]) <= self.times.index(outcome.at):
             raise ValueError(
                 f"outcome {outcome.column!r} is known at {known[outcome.column]!r}, not after its time of prediction "

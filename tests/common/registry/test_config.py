@@ -85,7 +85,7 @@ def test_a_dictionary_that_is_not_there_is_named(tmp_path: Path) -> None:
         ('kind = "number"', 'kind = "number", known = "later"', r"'b' is known at 'later', which is not among"),
         ('patient = "id"', 'patient = "id"\ntimes = ["baseline", "baseline"]', "names a moment twice"),
         ("[table]", OUTCOME.replace('"b"', '"c"'), "'c' is not a declared feature"),
-        ("[table]", OUTCOME.replace('"baseline"', '"dawn"'), "no such moment 'dawn'"),
+        ("[table]", OUTCOME.replace('"baseline"', '"dawn"'), "no moment 'dawn'"),
         ("[table]", OUTCOME, "'b' is known at 'baseline', not after its time of prediction"),
     ],
 )
