@@ -1,5 +1,6 @@
 """Child processes that never outlive us: each in a session of its own, ended as a whole group."""
 
+import ctypes
 import os
 import shutil
 import signal
@@ -16,6 +17,16 @@ FLOWER_ENVIRONMENT = {
     # Nothing is installed while a run is going on: not at the coordinator, not at a site.
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Let the kernel send this process a signal when its parent dies, however that dies (Linux; elsewhere nothing)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
 
 
 def flower_environment(home: Path) -> dict[str, str]:
@@ -34,6 +45,7 @@ class Process:
     def __init__(self, command: list[str], log: Path, environment: dict[str, str], folder: Path) -> None:
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
+        parent = os.getpid()
         with log.open("ab") as output:
             self.child = subprocess.Popen(
                 command,
@@ -43,6 +55,8 @@ class Process:
                 env=environment,
                 cwd=folder,
                 start_new_session=True,
+                # Asked to end and not killed, so that it can end its own children.
+                preexec_fn=lambda: die_with(parent, signal.SIGTERM),
             )
 
     @property
@@ -56,7 +70,7 @@ class Process:
         except subprocess.TimeoutExpired:
             return None
 
-    def stop(self, grace_s: float = 5.0) -> None:
+    def stop(self, grace_s: float = 15.0) -> None:
         """Ask the process to end, wait, then end whatever is left of its group."""
         if self.running:
             self.child.terminate()

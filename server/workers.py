@@ -1,10 +1,7 @@
 """Jobs in processes of their own, one torch thread each; they end when the process that started them ends."""
 
-import ctypes
 import multiprocessing
 import os
-import signal
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +10,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from common.errors import UserError
+from common.processes import die_with
 
-PR_SET_PDEATHSIG = 1
 POLL_S = 0.2
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "POLARS_MAX_THREADS")
 
@@ -42,14 +39,6 @@ class JobFailed(Exception):
 
 def log_file(run: Path, job: Job) -> Path:
     return run / "logs" / f"{job.name}.log"
-
-
-def die_with(parent: int) -> None:
-    """Let the kernel kill this process when its parent dies, however that dies (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
-        os._exit(1)
 
 
 def write_output_to(path: Path) -> None:

@@ -56,6 +56,27 @@ def test_children_end_when_the_child_itself_has_crashed(tmp_path: Path) -> None:
     assert eventually(lambda: not alive(grandchild))
 
 
+STARTER = """
+import os, sys, time
+from pathlib import Path
+from common.processes import Process
+process = Process([sys.executable, "-c", "import time; time.sleep(600)"], Path("c.log"), dict(os.environ), Path("."))
+print(process.child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    log = tmp_path / "starter.log"
+    with Process([sys.executable, "-c", STARTER], log, dict(os.environ), tmp_path) as starter:
+        assert eventually(lambda: log.exists() and log.read_text().endswith("\n"))
+        child = int(log.read_text())
+        assert alive(child)
+        starter.child.kill()
+        assert eventually(lambda: not alive(child))
+
+
 def test_nothing_is_sent_or_installed(tmp_path: Path) -> None:
     environment = flower_environment(tmp_path)
     assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
