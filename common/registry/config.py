@@ -13,10 +13,9 @@ from pydantic import Field, model_validator
 
 from common.errors import UserError
 from common.registry.cleaning.declared import Clean, Words
+from common.registry.header import ROW
+from common.registry.translation import Translate, with_dictionary
 from common.study import SiteName, Strict, checked, read_toml
-
-ROW = "#row"
-"""As `patient`: the table has no patient column, one row is one patient, known by its number in the file."""
 
 
 class Feature(Strict):
@@ -77,6 +76,12 @@ class Table(Strict):
     """One sentence that tells a user how to get the data."""
     delimiter: str = Field(default=",", min_length=1, max_length=1)
     """What separates the columns of a CSV file."""
+    encoding: str = "utf-8"
+    """Of the text in a CSV or SQLite file, by Python's names: `utf-16`, `cp1252` (Western Windows), `cp949` (Korean
+    Windows)."""
+    rows: int | None = Field(default=None, gt=0)
+    """How many rows the export is known to have, before any filter; another number is refused. An interrupted copy
+    that ends with a whole line is not found otherwise."""
     missing: tuple[str, ...] = ("", "NA")
     """Values that mean "not recorded", compared after spaces around a value are removed."""
     where: dict[str, tuple[str, ...]] = {}
@@ -95,6 +100,7 @@ class Table(Strict):
             raise ValueError("sheet belongs to source = 'excel'; remove it or change the source")
         if (self.query or self.server) and self.source != "sql":
             raise ValueError("query and server belong to source = 'sql'; remove them or change the source")
+        self.check_encoding()
         if self.source != "sql":
             return self
         if not self.query.strip():
@@ -106,6 +112,16 @@ class Table(Strict):
         if written_password(self.server):
             raise ValueError("server holds a password; write ${NAME} there and set NAME in the environment")
         return self
+
+    def check_encoding(self) -> None:
+        if self.encoding == "utf-8":
+            return
+        if self.source not in ("csv", "sql") or self.server:
+            raise ValueError("encoding belongs to CSV and SQLite files, all others say it themselves; remove it")
+        try:
+            "".encode(self.encoding)
+        except LookupError:
+            raise ValueError(f"there is no encoding {self.encoding!r}; try 'utf-16', 'cp1252' or 'cp949'") from None
 
 
 def written_password(server: str) -> bool:
@@ -140,6 +156,10 @@ class RegistryConfig(Strict):
     features: tuple[Feature, ...] = Field(min_length=2)
     outcomes: tuple[Outcome, ...] = ()
     words: Words = Words()
+    translate: Translate = Translate()
+    clean: dict[str, Clean] = {}
+    """Column -> what this site repairs there, instead of the feature's own `clean`: for sites that share a
+    dictionary of features and not the way of writing."""
     never: tuple[str, ...] = ()
     """Columns that are known and must not be used (identifiers, leaks); listed so that nobody wonders."""
 
@@ -174,11 +194,20 @@ class RegistryConfig(Strict):
             raise ValueError("table.source = 'synthetic' and a [synthetic] table go together; give both or neither")
         if self.table.source not in ("synthetic", "sql") and not self.table.path:
             raise ValueError("table.path is empty; give the path of the registry's file")
-        if any(f.clean.yes_no for f in self.features) and not (self.words.yes and self.words.no):
-            raise ValueError("clean.yes_no needs the words; give a [words] table with the lists yes and no")
+        self.check_clean()
         if self.patient == ROW and not self.one_row_per_patient:
             raise ValueError("patient = '#row' means one row per patient; remove one_row_per_patient = false")
         return self
+
+    def check_clean(self) -> None:
+        features = {f.column: f for f in self.features}
+        for column, clean in self.clean.items():
+            if column not in features:
+                raise ValueError(f"[clean] names {column!r}, which is no feature; correct it")
+            clean.fits(column, features[column].kind, features[column].values)
+        cleaned = [*(f.clean for f in self.features), *self.clean.values()]
+        if any(clean.yes_no for clean in cleaned) and not (self.words.yes and self.words.no):
+            raise ValueError("clean.yes_no needs the words; give a [words] table with the lists yes and no")
 
     def check_outcome(self, outcome: Outcome) -> None:
         known = {f.column: f.known for f in self.features}
@@ -231,7 +260,7 @@ def read_values(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def read_registry_config(path: Path, values: dict[str, Any] | None = None) -> RegistryConfig:
-    """Read a site's registry declaration; `table.path` comes back absolute.
+    """Read a site's registry declaration, with `table.path` absolute, its dictionary read and `clean` in the features.
 
     Raises:
         UserError: wrong key, type, value or combination, or an unset environment variable.
@@ -239,8 +268,17 @@ def read_registry_config(path: Path, values: dict[str, Any] | None = None) -> Re
     # The `[client]` table is the hospital's own (client/site.py); a simulation reads the same file without it.
     values = {key: value for key, value in (values or read_values(path)).items() if key != "client"}
     config = checked(RegistryConfig, values, str(path))
-    if not config.table.path:
-        return config
-    place = Path(expand_environment(config.table.path, "table.path", str(path)))
-    place = place if place.is_absolute() else (path.parent / place).resolve()
-    return config.model_copy(update={"table": config.table.model_copy(update={"path": str(place)})})
+    own = config.clean
+    features = tuple(f.model_copy(update={"clean": own[f.column]}) if f.column in own else f for f in config.features)
+    translate, table = config.translate, config.table
+    if translate.file:
+        translate = with_dictionary(translate, beside(path, translate.file, "translate.file"))
+    if table.path:
+        table = table.model_copy(update={"path": str(beside(path, table.path, "table.path"))})
+    return config.model_copy(update={"features": features, "clean": {}, "translate": translate, "table": table})
+
+
+def beside(path: Path, named: str, field: str) -> Path:
+    """The file that a site file names, relative to the site file."""
+    place = Path(expand_environment(named, field, str(path)))
+    return place if place.is_absolute() else (path.parent / place).resolve()

@@ -7,6 +7,7 @@ import polars as pl
 
 from common.errors import UserError
 from common.registry.config import ROW, Table
+from common.registry.header import check_header
 
 
 def read_excel(path: Path, table: Table) -> pl.LazyFrame:
@@ -29,7 +30,7 @@ def read_excel(path: Path, table: Table) -> pl.LazyFrame:
         raise UserError(f"{path}: the sheet {sheet!r} is empty.", "Declare table.sheet.")
     header = [str(name or "").strip() for name in cells.row(0)]
     used = [place for place, name in enumerate(header) if name or cells[1:, place].count()]
-    check_names(path, sheet, [header[place] for place in used])
+    check_header(f"{path}, sheet {sheet!r}", [header[place] for place in used])
     body = cells[1:, used].rename(dict(zip(cells[:, used].columns, [header[place] for place in used], strict=True)))
     blank = pl.all_horizontal(pl.all().exclude(ROW).is_null())
     return body.lazy().with_row_index(ROW, offset=1).filter(~blank).with_columns(pl.col(ROW).cast(pl.String))
@@ -42,16 +43,3 @@ def choose(path: Path, sheet: str, names: list[str]) -> str:
     if not sheet and len(names) > 1:
         raise UserError(f"{path}: the file has {len(names)} sheets.", f"Set table.sheet to one of {listed}.")
     return sheet or names[0]
-
-
-def check_names(path: Path, sheet: str, names: list[str]) -> None:
-    if "" in names:
-        raise UserError(
-            f"{path}: a column of the sheet {sheet!r} holds values and has no name.",
-            "Name every column in the sheet's first row, and keep titles and notes elsewhere.",
-        )
-    if ROW in names:
-        raise UserError(f"{path}: a column may not be called {ROW!r}.", "Rename it.")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"{path}: the column {twice[0]!r} stands twice in the header.", "Rename one of the two.")

@@ -9,23 +9,14 @@ import polars as pl
 
 from common.errors import UserError
 from common.registry.cleaning.cells import beside, cell, without
-from common.registry.cleaning.declared import Clean, Words
-from common.registry.cleaning.numbers import plain_number
-from common.registry.cleaning.several import several_codes
-from common.registry.cleaning.words import one_case, yes_no
+from common.registry.cleaning.declared import Clean
+from common.registry.cleaning.parse import parse
 from common.registry.config import Feature, Outcome, RegistryConfig
 from common.registry.readers import as_strings, read_table
 from common.registry.synthetic import generate
+from common.registry.translation import check_translated, translate_cells, translate_headers
 
 PATIENT = "patient"
-DATE_FORMATS = (
-    "%Y-%m-%d",
-    "%Y/%m/%d",
-    "%Y-%m-%d %H:%M",
-    "%Y-%m-%d %H:%M:%S%.f",
-    "%Y-%m-%dT%H:%M",
-    "%Y-%m-%dT%H:%M:%S%.f",
-)
 TYPES: dict[str, type[pl.DataType]] = {
     "number": pl.Float64,
     "category": pl.String,
@@ -71,10 +62,12 @@ def load_registry(config: RegistryConfig) -> Registry:
         lazy = as_strings(generate(config.synthetic, config.site), source).lazy()
     else:
         source = config.table.place
-        lazy = read_table(config.table)
+        lazy = translate_headers(read_table(config.table), config.translate, source)
     require_columns(lazy, config, source)
     rows = clean(lazy, config, source)
     check_patients(rows, config, source)
+    if config.translate.other_values == "refuse":
+        check_words(rows, config, source)
     columns = [parse(rows[f.column], f, source, config.words).alias(f.column) for f in config.features]
     left_out = [x for f, c in zip(config.features, columns, strict=True) if (x := unusable(f, c)) is not None]
     gone = {x.column for x in left_out}
@@ -105,6 +98,7 @@ def require_columns(lazy: pl.LazyFrame, config: RegistryConfig, source: str) -> 
 def clean(lazy: pl.LazyFrame, config: RegistryConfig, source: str) -> pl.DataFrame:
     """The rows of this site: `patient` and the declared columns as text, missing values null."""
     rows = lazy.with_columns(pl.all().str.strip_chars())
+    rows = rows.with_columns(translate_cells(c, config.translate.words(c)) for c in rows.collect_schema().names())
     for column, values in config.table.where.items():
         rows = rows.filter(pl.col(column).is_in(list(values)).fill_null(False))
     for column, values in config.table.where_not.items():
@@ -125,6 +119,15 @@ def clean(lazy: pl.LazyFrame, config: RegistryConfig, source: str) -> pl.DataFra
     return frame
 
 
+def check_words(rows: pl.DataFrame, config: RegistryConfig, source: str) -> None:
+    """Categories hold translated or declared values; cells of several codes are checked against `values` alone."""
+    for f in config.features:
+        if f.kind == "category" and not f.clean.several:
+            known = {*config.translate.words(f.column).values(), *f.values, *f.values.values()}
+            known |= {*config.words.yes, *config.words.no, *f.clean.substitutes()}
+            check_translated(rows[f.column], known, source)
+
+
 def check_patients(rows: pl.DataFrame, config: RegistryConfig, source: str) -> None:
     nobody = rows[PATIENT].null_count()
     if nobody:
@@ -138,55 +141,6 @@ def check_patients(rows: pl.DataFrame, config: RegistryConfig, source: str) -> N
             f"{source}: one row per patient was declared, but {repeated} rows repeat a value of {config.patient!r}.",
             "Keep one row per patient, or set one_row_per_patient = false.",
         )
-
-
-def parse(text: pl.Series, feature: Feature, source: str, words: Words | None = None) -> pl.Series:
-    """One column of text as the feature's kind and its `clean` say."""
-    clean = feature.clean
-    if feature.kind == "number":
-        column = plain_number(pl.first(), clean, feature.unit).cast(pl.Float64, strict=False)
-        # "nan" and "inf" parse as floats but nobody measured them.
-        parsed = text.to_frame().select(pl.when(column.is_finite()).then(column)).to_series()
-        remedy = "Write decimals with a point and units nowhere, or declare what stands there in the feature's clean"
-        return checked(text, parsed, feature, source, "numbers", remedy)
-    if feature.kind == "date":
-        column = pl.first()
-        attempts = [column.str.to_datetime(form, strict=False, time_unit="us") for form in date_formats(clean)]
-        parsed = text.to_frame().select(pl.coalesce(attempts)).to_series()
-        remedy = "Write dates as YYYY-MM-DD or YYYY-MM-DD HH:MM, or declare clean.date_format"
-        return checked(text, parsed, feature, source, "dates", remedy)
-    if clean.yes_no and words is not None:
-        known = text.to_frame().select(yes_no(pl.first(), clean, words)).to_series()
-        text = checked(text, known, feature, source, "words for yes or no", "Add the words to [words]")
-    if clean.several:
-        known = text.to_frame().select(several_codes(pl.first(), clean, feature.values)).to_series()
-        return checked(text, known, feature, source, "lists of declared codes", "Add the codes to the feature's values")
-    if clean.ignore_case:
-        text = text.to_frame().select(one_case(pl.first())).to_series()
-        return text.replace({key.lower(): value for key, value in feature.values.items()})
-    return text.replace(feature.values) if feature.values else text
-
-
-def date_formats(clean: Clean) -> tuple[str, ...]:
-    if not clean.date_format:
-        return DATE_FORMATS
-    return (clean.date_format, *(f"{clean.date_format} {hour}" for hour in ("%H:%M", "%H:%M:%S%.f")), *DATE_FORMATS)
-
-
-def checked(text: pl.Series, parsed: pl.Series, feature: Feature, source: str, kind: str, remedy: str) -> pl.Series:
-    """`parsed`, once nothing is lost in it that the declared policy does not let go.
-
-    Raises:
-        UserError: values that are not of their kind, and `clean.messy` is not "missing".
-    """
-    bad = int((text.is_not_null() & parsed.is_null()).sum())
-    if bad and feature.clean.messy != "missing":
-        raise UserError(
-            f"{source}: {bad} of {text.len() - text.null_count()} values of the column {feature.column!r} "
-            f"are not {kind}.",
-            f"{remedy}, add marks for missing values to table.missing, or declare another kind.",
-        )
-    return parsed
 
 
 def unusable(feature: Feature, column: pl.Series) -> LeftOut | None:

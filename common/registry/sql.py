@@ -6,13 +6,16 @@ goes on.
 
 import sqlite3
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import adbc_driver_postgresql.dbapi as postgres
 import polars as pl
 
 from common.errors import UserError
-from common.registry.config import ROW, Table, expand_environment
+from common.registry.config import Table, expand_environment
+from common.registry.delimited import not_in
+from common.registry.header import check_header
 
 SQLITE_START = b"SQLite format 3\0"
 
@@ -27,11 +30,17 @@ def read_sqlite(path: Path, table: Table, start: bytes) -> pl.DataFrame:
         raise UserError(f"{path}: this is not an SQLite database.", "Correct table.path or table.source.")
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            connection.text_factory = partial(str, encoding=table.encoding)
             cursor = connection.execute(table.query)
             names = [column[0] for column in cursor.description or ()]
-            check_names(str(path), names)
+            check_header(str(path), names)
             rows = cursor.fetchall()
-    except (sqlite3.Error, sqlite3.Warning):
+    except UnicodeDecodeError:
+        raise not_in(path, table.encoding) from None
+    except (sqlite3.Error, sqlite3.Warning) as error:
+        # The class itself and none of its kinds: what SQLite says of a file that is not whole.
+        if type(error) is sqlite3.DatabaseError:
+            raise UserError(f"{path}: the database is damaged or cut off.", "Copy it again from its source.") from None
         raise failed(str(path), "") from None
     columns = list(zip(*rows, strict=True)) or [()] * len(names)
     if any(isinstance(value, bytes) for values in columns for value in values):
@@ -60,7 +69,7 @@ def read_postgres(table: Table) -> pl.DataFrame:
             connection.commit()
             query = table.query.strip().removesuffix(";")
             names = cursor.adbc_execute_schema(query).names
-            check_names(table.place, names)
+            check_header(table.place, names)
             quoted = ['"' + name.replace('"', '""') + '"' for name in names]
             texts = ", ".join(f"{name}::text AS {name}" for name in quoted)
             # The query on lines of its own: its last one may be a comment.
@@ -70,16 +79,6 @@ def read_postgres(table: Table) -> pl.DataFrame:
     except pl.exceptions.ComputeError:
         # What fails while rows arrive comes through polars.
         raise failed(table.place, "") from None
-
-
-def check_names(place: str, names: list[str]) -> None:
-    if not names:
-        raise UserError(f"{place}: the query gives no columns.", "Give table.query one SELECT statement.")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"{place}: the query gives the column {twice[0]!r} twice.", "Name one of them with AS.")
-    if ROW in names:
-        raise UserError(f"{place}: a column may not be called {ROW!r}.", "Rename it with AS.")
 
 
 def failed(place: str, code: str) -> UserError:

@@ -1,4 +1,5 @@
-"""One declared column as text: marks for missing values, empty cells that mean something, date and time joined."""
+"""One declared column as text: marks for missing values, empty cells that mean something, flags of what does not
+apply, date and time joined."""
 
 import polars as pl
 
@@ -15,7 +16,8 @@ def without(column: str, missing: tuple[str, ...]) -> pl.Expr:
 def beside(feature: Feature) -> list[str]:
     """The other columns that this feature's cleaning reads."""
     blank = feature.clean.blank
-    return [column for column in (blank.where if blank else "", feature.clean.time) if column]
+    flag = feature.clean.not_applicable
+    return [c for c in (blank.where if blank else "", flag.where if flag else "", feature.clean.time) if c]
 
 
 def cell(feature: Feature, config: RegistryConfig) -> pl.Expr:
@@ -25,6 +27,10 @@ def cell(feature: Feature, config: RegistryConfig) -> pl.Expr:
     if blank is not None:
         marks = next((f.missing for f in config.features if f.column == blank.where), ())
         column = fill_blank(column, blank, without(blank.where, config.table.missing + marks))
+    flag = feature.clean.not_applicable
+    if flag is not None:
+        other = pl.lit(flag.means or None, dtype=pl.String)
+        column = pl.when(pl.col(flag.where).is_in(list(flag.answers)).fill_null(False)).then(other).otherwise(column)
     if feature.clean.time:
         column = join_time(column, without(feature.clean.time, config.table.missing))
     return column.alias(feature.column)

@@ -10,9 +10,10 @@ import polars as pl
 
 from common.errors import UserError
 from common.registry.config import ROW, Table
+from common.registry.delimited import DELIMITERS
 from common.registry.drafting import names
 from common.registry.drafting.look import MARKS, NO, YES, Seen, look
-from common.registry.readers import DELIMITERS, read_table
+from common.registry.readers import read_table
 
 SOURCES = {
     **dict.fromkeys((".csv", ".tsv", ".txt"), "csv"),

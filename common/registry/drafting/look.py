@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from common.registry.cleaning.date_time import DATE_FORMATS
 from common.registry.cleaning.declared import Clean
 from common.registry.cleaning.numbers import plain_number
 from common.registry.drafting import names
-from common.registry.registry import DATE_FORMATS
 
 MARKS = ("NA", "N/A", "n/a", "#N/A", "NULL", "null", "None", "nan", "NaN", ".", "?", "-", "--")
 """What tables commonly write for "not recorded"; no numbers, since -9 may be a measurement."""

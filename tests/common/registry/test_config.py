@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from common.errors import UserError
+from common.registry.cleaning.declared import Clean
 from common.registry.config import Table, read_registry_config
 
 BASE = """
@@ -141,3 +142,20 @@ def test_a_password_is_neither_read_into_the_declaration_nor_told(
             write(tmp_path, base=base.replace("${WARDROUND_TEST_PASSWORD}", "marvin").replace('"csv"', '"sql"'))
         )
     assert "marvin" not in str(caught.value)
+
+
+def test_a_site_cleans_a_shared_feature_in_its_own_way(tmp_path: Path) -> None:
+    own = SITE + '[clean.b]\nconvert = { unit = "mg/dL", factor = 88.4 }\n'
+    config = read_registry_config(write(tmp_path, own))
+    assert config.features[1].clean.convert is not None and config.features[0].clean == Clean()
+    with pytest.raises(UserError, match="names 'c', which is no feature"):
+        read_registry_config(write(tmp_path, SITE + "[clean.c]\nignore_case = true\n"))
+    with pytest.raises(UserError, match="'b' is a number, to which clean.ignore_case does not apply"):
+        read_registry_config(write(tmp_path, SITE + "[clean.b]\nignore_case = true\n"))
+
+
+def test_an_encoding_belongs_to_text_files(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="no encoding 'klingon'"):
+        Table(source="csv", path="t.csv", encoding="klingon")
+    with pytest.raises(ValidationError, match="belongs to CSV and SQLite"):
+        Table(source="parquet", path="t.parquet", encoding="cp1252")

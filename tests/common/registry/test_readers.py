@@ -58,7 +58,7 @@ BAD = {
     "cut off": (f"id,age\n1,2\n{SECRET}".encode(), "line 3 has 1 fields, the header has 2"),
     "open quote": (f'id,age\n1,"2\n{SECRET},3\n'.encode(), "quote that is not closed"),
     "column twice": (b"id,age,age\n1,2,3\n", "'age' stands twice"),
-    "no header": (b"\n1,2\n", "names no columns"),
+    "no header": (b"\n1,2\n", "no column names"),
     "reserved name": (b"#row,age\n1,2\n", "may not be called '#row'"),
 }
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from common.registry.cleaning.declared import Clean
 from common.registry.config import RegistryConfig, Table
+from common.registry.translation import Translate
 
 PAGE = Path(__file__).parents[3] / "docs" / "site_configs.md"
 
@@ -38,3 +40,7 @@ def test_the_examples_of_cleaning_and_of_sources_are_valid() -> None:
     (cleaning,) = [tomllib.loads(block) for block in blocks if block.lstrip().startswith("features")]
     config = RegistryConfig.model_validate({"site": "a", "patient": "id", "table": tables[0], **cleaning})
     assert all(feature.clean.model_dump(exclude_defaults=True) for feature in config.features)
+    (words,) = [tomllib.loads(block) for block in blocks if block.lstrip().startswith("[translate]")]
+    assert Translate.model_validate(words["translate"]).words("sex")["여"] == "female"
+    (own,) = [tomllib.loads(block) for block in blocks if block.lstrip().startswith("extends")]
+    assert Clean.model_validate(own["clean"]["creatinine"]).convert is not None

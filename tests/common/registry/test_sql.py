@@ -58,8 +58,8 @@ REFUSED = {
     "unknown table": ("SELECT * FROM nowhere", "refused table.query"),
     "a write": ("DELETE FROM stay", "refused table.query"),
     "two statements": ("SELECT 1 AS a; SELECT 2 AS a", "refused table.query"),
-    "not UTF-8": ("SELECT CAST(x'ff5a6170686f64' AS TEXT) AS a", "refused table.query"),
-    "column twice": ("SELECT id, age AS id FROM stay", "gives the column 'id' twice"),
+    "not UTF-8": ("SELECT CAST(x'ff5a6170686f64' AS TEXT) AS a", "not UTF-8"),
+    "column twice": ("SELECT id, age AS id FROM stay", "'id' stands twice"),
     "binary": ("SELECT x'00' AS a UNION ALL SELECT 1", "binary values"),
     "reserved name": ('SELECT id AS "#row" FROM stay', "may not be called '#row'"),
 }
@@ -182,8 +182,8 @@ REFUSED_BY_POSTGRES = {
     "a value in the error": ("SELECT lab::integer AS lab FROM stay", "refused table.query"),
     "a write": ("DELETE FROM stay RETURNING id", "refused table.query"),
     "two statements": ("SELECT 1 AS a; SELECT 2 AS b", "refused table.query"),
-    "column twice": ("SELECT id, age AS id FROM stay", "gives the column 'id' twice"),
-    "no columns": ("SELECT", "gives no columns"),
+    "column twice": ("SELECT id, age AS id FROM stay", "'id' stands twice"),
+    "no columns": ("SELECT", "no column names"),
 }
 
 

@@ -19,6 +19,10 @@ GOOD = {
     "yes and no": feature("category", yes_no=True, messy="missing"),
     "codes": feature("category", {"1": "a"}, several=",", messy="keep"),
     "date": feature("date", date_format="%d.%m.%Y", time="hour", messy="missing"),
+    "another unit": feature("number", convert={"unit": "mg/dL", "factor": 88.4}, least=0, most=5000),
+    "days": feature("date", earliest="2000-01-01", latest="2000-01-01"),
+    "codes alone": feature("category", {"1": "a"}, unlisted="refuse"),
+    "flag": feature("date", not_applicable={"where": "y", "answers": ["1"]}),
     "tick box": feature("text", blank={"where": "y", "answers": ["1"], "means": "no"}),
 }
 
@@ -45,6 +49,13 @@ BAD = {
     "keys that fall together": (feature("category", {"A": "a", "a": "b"}, ignore_case=True), "differ only in case"),
     "a long separator": (feature("category", {"1": "a"}, several=", "), "at most 1 character"),
     "no answers": (feature("number", blank={"where": "y", "answers": [], "means": "0"}), "at least 1 item"),
+    "no factor": (feature("number", convert={"factor": 0}), "factor is 0"),
+    "empty range": (feature("number", least=3, most=3), "not below clean.most"),
+    "days backwards": (feature("date", earliest="2000-01-02", latest="2000-01-01"), "after clean.latest"),
+    "range of words": (feature("category", most=3), "clean.most does not apply"),
+    "unlisted where": (feature("category", unlisted="refuse"), "checks against `values` alone"),
+    "unlisted words": (feature("category", {"1": "a"}, several=",", unlisted="missing"), "see clean.messy"),
+    "a flag that says nothing": (feature("text", not_applicable={"where": "y", "answers": []}), "at least 1 item"),
     "unknown policy": (feature("number", messy="ignore"), "'refuse', 'missing' or 'keep'"),
 }
 

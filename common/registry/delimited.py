@@ -1,0 +1,126 @@
+"""Delimited text (CSV) whose first line names the columns."""
+
+import csv
+from io import BytesIO
+from pathlib import Path
+
+import polars as pl
+
+from common.errors import UserError
+from common.registry.config import ROW, Table
+from common.registry.header import check_header
+
+DELIMITERS = (",", ";", "\t", "|")
+
+
+def read_csv(path: Path, table: Table, start: bytes) -> pl.LazyFrame:
+    """UTF-8 is read from the file as it is needed, text in another encoding is held in memory.
+
+    Args:
+        start: the file's first bytes.
+
+    Raises:
+        UserError: another encoding than declared, a faulty header, rows of unequal length, a quote left open.
+    """
+    check_encoding(path, table.encoding, start)
+    check_lines(path, table)
+    source = path if table.encoding == "utf-8" else recoded(path, table.encoding)
+    lazy = pl.scan_csv(source, separator=table.delimiter, infer_schema=False)
+    blank = pl.all_horizontal(pl.all().exclude(ROW).is_null())
+    return lazy.with_row_index(ROW, offset=1).filter(~blank).with_columns(pl.col(ROW).cast(pl.String))
+
+
+def utf_16(start: bytes) -> str:
+    """The kind of UTF-16 that the file's first bytes seem to be, or "": every other byte of a header is zero there."""
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    for place, name in ((1, "utf-16-le"), (0, "utf-16-be")):
+        half, other = start[place::2], start[1 - place :: 2]
+        if half.count(0) > len(half) / 2 and not other.count(0):
+            return name
+    return ""
+
+
+def check_encoding(path: Path, encoding: str, start: bytes) -> None:
+    """What the first bytes say against the declared encoding; the rest is found while the lines are counted."""
+    if b"\0" in "a".encode(encoding):
+        # A kind of UTF-16 or UTF-32, in which zero bytes are normal.
+        return
+    wide = utf_16(start)
+    if wide:
+        raise UserError(
+            f"{path}: the text seems to be UTF-16.", f"Set table.encoding to {wide!r}, or save it as UTF-8."
+        )
+    if b"\0" in start:
+        raise UserError(
+            f"{path}: this is a binary file, not text.",
+            "Export the table as CSV in UTF-8, or correct table.source.",
+        )
+
+
+def check_lines(path: Path, table: Table) -> None:
+    """Every row must have as many fields as the header: polars would fill a short one, such as the last row of
+    an interrupted copy, with nulls. One pass, nothing is kept; messages name lines, never what stands there.
+
+    Raises:
+        UserError: not in the declared encoding, a faulty header, a quote left open, a row too long or too short.
+    """
+    lines = 0
+    encoding = "utf-8-sig" if table.encoding == "utf-8" else table.encoding
+    try:
+        with path.open(encoding=encoding, newline="") as file:
+            reader = csv.reader(file, delimiter=table.delimiter, strict=True)
+            header = next(reader, [])
+            check_header(str(path), header)
+            check_delimiter(path, header, table.delimiter)
+            for row in reader:
+                lines = reader.line_num
+                if row and len(row) != len(header):
+                    raise UserError(
+                        f"{path}: line {lines} has {len(row)} fields, the header has {len(header)}.",
+                        f"Export the table again, with values that contain {table.delimiter!r} in double quotes.",
+                    )
+    except UnicodeError:
+        raise not_in(path, table.encoding) from None
+    except csv.Error:
+        raise UserError(
+            f"{path}: not parseable as CSV after line {lines}; a quote that is not closed is the usual cause.",
+            "Export the table again, with double quotes inside values doubled.",
+        ) from None
+
+
+def check_delimiter(path: Path, header: list[str], delimiter: str) -> None:
+    """A header whose names hold another delimiter more often than the declared one separates them is suspect."""
+    held = {mark: sum(name.count(mark) for name in header) for mark in DELIMITERS if mark != delimiter}
+    likely = max(held, key=lambda mark: held[mark])
+    if held[likely] > len(header) - 1:
+        raise UserError(
+            f"{path}: its columns seem to be separated by {likely!r} and not by {delimiter!r}.",
+            f"Set table.delimiter to {likely!r}, or rename the columns that hold it.",
+        )
+
+
+def recoded(path: Path, encoding: str) -> BytesIO:
+    """The file's text in UTF-8.
+
+    Raises:
+        UserError: the text is UTF-8 already; an 8-bit encoding would read it as nonsense without an error.
+    """
+    raw = path.read_bytes()
+    if not raw.isascii() and is_utf_8(raw):
+        raise UserError(f"{path}: the text is UTF-8, not {encoding}.", "Remove table.encoding.")
+    return BytesIO(raw.decode(encoding).removeprefix("\ufeff").encode())
+
+
+def is_utf_8(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def not_in(place: Path, encoding: str) -> UserError:
+    """The text is not in the encoding that the site file declares, or in UTF-8 where it declares none."""
+    remedy = "Save it as UTF-8, or set table.encoding: often 'cp1252' (Western) or 'cp949' (Korean) Windows"
+    return UserError(f"{place}: the text is not {encoding.upper()}.", f"{remedy}, or 'utf-16'.")
