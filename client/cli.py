@@ -136,7 +136,7 @@ def leaks(
     for leak in leak_table(load_registry(site.registry), spec, seed):
         console.print(
             f"{leak.fidelity:<7}{leak.kind:<9} leaks: {'yes' if leak.found else 'no':<4}"
-            f"chance {leak.chance:.3f}, by looks {told(leak.by_looks)}, with length {told(leak.with_length)}; "
+            f"chance {leak.chance:.3f}, by looks {told(leak.by_looks)}, by prior {told(leak.by_prior)}; "
             f"{leak.questions} questions about {leak.patients} patients",
             soft_wrap=True,
         )

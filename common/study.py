@@ -59,10 +59,20 @@ class Questions(Strict):
     """Training questions drawn per patient (distinct masked features)."""
     max_choices: int = Field(default=5, ge=2, le=5)
     difficulty: float = Field(default=2.0, gt=0)
-    """Step of the numeric ladder, in standard deviations of the mixture component."""
+    """`paper`: step of the numeric ladder, in standard deviations of the mixture component. `strict`: 2.0 spreads a
+    number's choices evenly over all training patients, 1.0 puts them twice as close."""
     mi_threshold: float = Field(default=0.5, gt=0)
     """Features with more mutual information (nats) with the masked one are left out of its prompt."""
     test_fraction: Fraction = 0.2
+
+    @model_validator(mode="after")
+    def choices_fit(self) -> "Questions":
+        if self.fidelity == "strict" and self.difficulty > 2.0:
+            raise ValueError(
+                f"difficulty {self.difficulty} would spread a number's choices wider than all patients; "
+                "lower it to 2.0 or set fidelity = 'paper'"
+            )
+        return self
 
 
 class Lora(Strict):

@@ -1,16 +1,20 @@
 """The choices of one question, for all patients of one feature at once (`strict`).
 
-What `strict` does so that the choices alone give nothing away beyond the column's own frequencies:
+What `strict` does so that the choices alone give nothing away:
 
-- all choices of a question are printed alike, the truth included, and the ladder's step is a round number, so
-  that all end in the same digits: people note a pressure of 150 and not of 147, so digits would tell the truth;
+- numbers stand on a ring of quantiles. The truth's place among the training patients is a share in [0, 1); the other
+  choices are at equal steps from it, and beyond 1 the ring goes on at 0. The place of a random patient is uniform and
+  so is the truth's turn among the steps, hence every choice of a ring is the truth equally often: neither rank, size,
+  length, digits, distance from the others nor the column's own frequencies tell it. An arithmetic ladder cannot do
+  that: its rungs reach values that no patient has, and steps that shrink before a bound point at the bound;
+- a number is printed with the digits of other patients' numbers, and a rare one is not copied (`Cells`);
 - every question of a feature has the same number of choices, whatever the truth;
-- the truth's rank on a numeric ladder is uniform. Where over 95 % of the column is not negative and a rung would
-  be, the rungs are redrawn with a smaller step that leaves room, and only where whole printed units leave none
-  (a truth of 0, say) is the rank itself redrawn among the possible ones;
 - the truth stands at a uniform random letter;
 - a question holds numbers or words, never both: words among numbers would tell which kind the truth is. So
   the binomial split of the reference between them is decided by the column (its float ratio is 0 or 1).
+
+What is left is inherent. A value that more than a fifth of the patients have is the best guess wherever it stands. Of
+up to five categories all are offered, and the most frequent is the best guess.
 """
 
 from typing import NamedTuple
@@ -24,10 +28,8 @@ from common.questions.printing import print_units, to_units
 from common.questions.randomness import Keys, gumbel, uniform
 from common.study import Questions
 
-LEAST_SD = 0.1
-NONNEGATIVE = 0.95
-LOG_SMALLEST = -745.0
-"""Below this a density is 0 in float64."""
+EVEN = 2.0
+"""The `difficulty` that spreads the choices evenly over all patients; half of it puts them twice as close."""
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -85,74 +87,82 @@ def draw_others(weights: Floats, truth: Ints, count: int, keys: Keys) -> Ints:
 def numeric_choices(column: Column, truth: pl.Series, spec: Questions, keys: Keys) -> Choices:
     count = number_of_choices(column, spec)
     units = truth.alias("x").to_frame().select(to_units(pl.col("x"), column.decimals)).to_series().to_numpy()
-    sd = posterior_sd(column, truth.to_numpy(), keys)
-    # A sd of 0 marks a truth where every density is 0.
-    laddered = sd >= LEAST_SD
-    step = np.maximum(1, np.round(spec.difficulty * sd * 10.0**column.decimals)).astype(np.int64)
-    table = ladder(units, step, count, column, keys)
-    if not laddered.all():
-        table[~laddered] = observed(column, units[~laddered], count, keys[~laddered])
+    noted = cells(column)
+    # As far apart as the most frequent value is wide, so that no two choices meet in it where that can be helped.
+    spacing = min(1 / count, max(spec.difficulty / EVEN / count, noted.counts.max() / noted.counts.sum()))
+    table = ring(noted, units, count, spacing, keys)
     printed = pl.DataFrame(table, schema=[str(i) for i in range(count)], orient="row").select(
         print_units(pl.col(str(i)), column.decimals).alias(str(i)) for i in range(count)
     )
     return arrange(printed.get_columns(), keys)
 
 
-def posterior_sd(column: Column, truth: Floats, keys: Keys) -> Floats:
-    """The sd of a mixture component drawn by its posterior at the truth, shape (n,); 0 where no density is left."""
-    weight = np.array([[c.weight for c in column.mixture]])
-    mean = np.array([[c.mean for c in column.mixture]])
-    sd = np.array([[c.sd for c in column.mixture]])
-    logs = np.log(weight) - np.log(sd) - 0.5 * np.log(2 * np.pi) - 0.5 * ((truth[:, None] - mean) / sd) ** 2
-    drawn = np.argmax(logs + gumbel(keys, "component", logs.shape[1]), axis=1)
-    return np.where(logs.max(axis=1) > LOG_SMALLEST, sd[0, drawn], 0.0)
+class Cells(NamedTuple):
+    """The training patients' numbers in ascending cells that leave no number out; all in printed units, shape (m,).
+
+    A cell holds the numbers nearer to its `value` than to its neighbours', up to `upper`. `counts` patients are in it.
+    A value that several patients have stands for itself. One that a single patient has stands for any number of its
+    cell that is as round (`first` to `last` steps of the column's grain away), so that no patient's own number is
+    copied into another's question, and a number that nobody had in training is no rarer among the other choices.
+    """
+
+    value: Ints
+    counts: Ints
+    upper: Ints
+    first: Ints
+    last: Ints
+    grain: int
 
 
-def ladder(truth: Ints, step: Ints, count: int, column: Column, keys: Keys) -> Ints:
-    """An arithmetic ladder through the truth in printed units, the truth in column 0, shape (n, count).
+def cells(column: Column) -> Cells:
+    noted = np.array([round(float(v) * 10**column.decimals) for v in column.values], dtype=np.int64)
+    order = np.argsort(noted)
+    value, counts = noted[order], np.array(column.counts, dtype=np.int64)[order]
+    between = (value[:-1] + value[1:]) // 2
+    upper, lower = np.append(between, value[-1]), np.append(value[0], between + 1)
+    alone = counts == 1
+    first = np.where(alone, -((value - lower) // column.grain), 0)
+    last = np.where(alone, (upper - value) // column.grain, 0)
+    return Cells(value, counts, upper, first, last, column.grain)
+
+
+def ring(cells: Cells, truth: Ints, count: int, spacing: float, keys: Keys) -> Ints:
+    """`count` distinct numbers per row in printed units, the truth in column 0, shape (n, count).
 
     Args:
-        truth: shape (n,); step: wanted steps, at least 1, shape (n,); both in printed units.
+        truth: printed units, shape (n,); spacing: of neighbours on the ring, as a share of the patients.
     """
-    draws = uniform(keys, "ladder", 2)
-    rank = np.floor(draws[:, 0] * count).astype(np.int64)
-    step = round_step(step, column.grain)
-    if column.share_nonnegative > NONNEGATIVE:
-        # A negative truth is its own reason for negative rungs; bounding the others would point at it.
-        bounded = (truth >= 0) & (rank > 0)
-        no_room = bounded & (rank > truth)
-        rank = np.where(no_room, np.floor(draws[:, 1] * (truth + 1)).astype(np.int64), rank)
-        room = truth // np.maximum(rank, 1)
-        # A random share of the room, so that the lowest rung is not always next to 0.
-        smaller = np.floor(room * (0.5 + 0.5 * draws[:, 1])).astype(np.int64)
-        step = np.where(bounded & (rank > 0) & (step > room), shorten_step(np.maximum(1, smaller), column.grain), step)
+    below = np.cumsum(cells.counts) - cells.counts
+    total = int(cells.counts.sum())
+    draws = uniform(keys, "ring", 2)
+    place = np.minimum(np.searchsorted(cells.upper, truth), len(cells.value) - 1)
+    share = (below[place] + draws[:, 0] * cells.counts[place]) / total
+    rank = np.floor(draws[:, 1] * count).astype(np.int64)
     others = np.arange(1, count)[None, :]
-    # Rungs 0..count-1 without the truth's own.
-    rungs = np.where(others <= rank[:, None], others - 1, others)
-    return np.column_stack([truth, truth[:, None] + (rungs - rank[:, None]) * step[:, None]])
+    # Places 0..count-1 on the ring without the truth's own.
+    turns = np.where(others <= rank[:, None], others - 1, others) - rank[:, None]
+    shares = (share[:, None] + turns * spacing) % 1.0
+    held = np.searchsorted(below, shares * total, side="right") - 1
+    held = apart(cells, np.column_stack([place, held]), keys)[:, 1:]
+    first, last = cells.first[held], cells.last[held]
+    steps = first + np.floor(uniform(keys, "within", count - 1) * (last - first + 1)).astype(np.int64)
+    return np.column_stack([truth, cells.value[held] + steps * cells.grain])
 
 
-def round_step(step: Ints, grain: int) -> Ints:
-    """To one significant digit and a multiple of the grain; at least the grain."""
-    size = 10 ** np.floor(np.log10(step)).astype(np.int64)
-    one_digit = np.round(step / size).astype(np.int64) * size
-    return np.maximum(1, np.round(one_digit / grain).astype(np.int64)) * grain
-
-
-def shorten_step(step: Ints, grain: int) -> Ints:
-    """Down to one significant digit and, where it is not under it, to a multiple of the grain."""
-    size = 10 ** np.floor(np.log10(step)).astype(np.int64)
-    one_digit = step // size * size
-    return np.where(one_digit >= grain, one_digit // grain * grain, one_digit)
-
-
-def observed(column: Column, truth: Ints, count: int, keys: Keys) -> Ints:
-    """Other observed values by frequency, the truth in column 0, in printed units, shape (n, count)."""
-    values = np.array([round(float(v) * 10**column.decimals) for v in column.values], dtype=np.int64)
-    same = values[None, :] == truth[:, None]
-    place = np.where(same.any(axis=1), same.argmax(axis=1), -1)
-    others = draw_others(np.array(column.counts, dtype=np.float64), place, count - 1, keys)
-    return np.column_stack([truth, values[others]])
+def apart(cells: Cells, held: Ints, keys: Keys) -> Ints:
+    """A cell that stands twice in a row (a value of very many patients) is replaced by others, by frequency."""
+    held = held.copy()
+    below = np.cumsum(cells.counts) - cells.counts
+    draws = uniform(keys, "apart", held.shape[1])
+    for i in range(1, held.shape[1]):
+        again = np.flatnonzero((held[:, :i] == held[:, i : i + 1]).any(axis=1))
+        taken = np.sort(held[again, :i], axis=1)
+        # A place among the patients outside the taken cells, then past every taken cell that lies before it.
+        spot = draws[again, i] * (cells.counts.sum() - cells.counts[taken].sum(axis=1))
+        for j in range(i):
+            spot = spot + np.where(spot >= below[taken[:, j]], cells.counts[taken[:, j]], 0)
+        held[again, i] = np.searchsorted(below, spot, side="right") - 1
+    return held
 
 
 def arrange(columns: list[pl.Series], keys: Keys) -> Choices:

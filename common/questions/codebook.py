@@ -6,29 +6,25 @@ The rules are those of C-Reason (arXiv 2505.02722) as method.md describes them, 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from sklearn.mixture import GaussianMixture
 
 from common.errors import UserError
 from common.questions.information import all_pairs, bins_for, classes, is_continuous
 from common.questions.printing import print_units, print_values, to_units
-from common.questions.randomness import derive_seed
 from common.registry.config import Feature
 from common.study import Questions
 
 MOST_CATEGORIES = 20
-COMPONENTS = 3
-MOST_SUPPORT = 200
+MOST_SUPPORT = 1000
+GRAINS = (1000, 500, 200, 100, 50, 20, 10, 5, 2)
 MOST_DECIMALS = 3
 PRINTED_EXACTLY = 0.9
 """A column prints with the fewest decimals that show this share of its values as they are."""
-DIGITS = 9
-"""Significant digits of fitted parameters: the last bits of a sum may differ with the number of threads."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +41,11 @@ class Column:
     """Statistics of one feature among the training patients.
 
     `kind` is the kind in effect: a number with at most 20 distinct printed values is a category.
-    `values` are printed values, the most frequent first, with their `counts`: of a category all of them, of a
-    number at most 200 that are spread evenly over the sorted distinct ones (all of them under `paper`).
-    `decimals` are printed of a number; of a date, 1 means that it has a time of day. `grain` is 10, 5, 2 or 1: the
-    multiple of the last printed digit in which most values are noted (blood pressures come in tens).
+    `values` are printed values, the most frequent first, with their `counts`: of a category all of them, and of a
+    number as well unless they are over 1,000; then 1,000 rows spread evenly over the sorted ones stand for all
+    (all of them under `paper`). `decimals` are printed of a number; of a date, 1 means that it has a time of day.
+    `grain` is the multiple of the last printed digit in which most values are noted (blood pressures come in tens).
+    The mixture and the two shares are statistics of `paper` alone.
     """
 
     column: str
@@ -112,7 +109,7 @@ def fit_codebook(frame: pl.DataFrame, features: Sequence[Feature], spec: Questio
 
     Args:
         frame: rows of TRAINING patients only, one column per feature (of all patients under `paper`).
-        seed: of the mixtures' starting points; nothing else is random (but ties under `paper`).
+        seed: of the mixtures' starting points and of broken ties under `paper`; `strict` draws nothing.
 
     Raises:
         UserError: no rows.
@@ -127,7 +124,7 @@ def fit_codebook(frame: pl.DataFrame, features: Sequence[Feature], spec: Questio
         from common.questions.paper_codebook import fit_paper
 
         return fit_paper(frame, features, spec, seed)
-    columns = {f.column: fit_column(frame[f.column], f, seed) for f in features}
+    columns = {f.column: fit_column(frame[f.column], f) for f in features}
     nats = binned_pairs(frame, features, columns)
     return Codebook(columns, shortcuts(nats, columns, spec.mi_threshold), spec.mi_threshold)
 
@@ -154,10 +151,10 @@ def shortcuts(nats: NDArray[np.float64], columns: Mapping[str, Column], threshol
     return {target: others for target, others in excluded.items() if others}
 
 
-def fit_column(column: pl.Series, feature: Feature, seed: int) -> Column:
+def fit_column(column: pl.Series, feature: Feature) -> Column:
     present = column.drop_nulls()
     if feature.kind == "number":
-        return fit_number(present, feature, seed)
+        return fit_number(present, feature)
     if feature.kind == "date":
         clock = bool((present.dt.truncate("1d") != present).any())
         return Column(feature.column, "date", maskable=False, decimals=int(clock))
@@ -167,31 +164,18 @@ def fit_column(column: pl.Series, feature: Feature, seed: int) -> Column:
     return Column(feature.column, "category", len(values) > 1, values, counts)
 
 
-def fit_number(present: pl.Series, feature: Feature, seed: int) -> Column:
+def fit_number(present: pl.Series, feature: Feature) -> Column:
     if present.is_empty():
         return Column(feature.column, "number", maskable=False)
     numbers = present.to_numpy()
     decimals = decimals_to_print(numbers)
     printed = present.to_frame().select(print_values(feature, decimals)).to_series()
     values, counts = frequencies(printed)
-    as_category = Column(
-        feature.column,
-        "category",
-        len(values) > 1,
-        values,
-        counts,
-        decimals=decimals,
-        share_nonnegative=significant(np.mean(numbers >= 0)),
-        share_whole=significant(np.mean(numbers == np.round(numbers))),
-    )
     if len(values) <= MOST_CATEGORIES:
-        return as_category
+        return Column(feature.column, "category", len(values) > 1, values, counts, decimals=decimals)
     values, counts = support(present, decimals)
     grain = coarseness(np.round(numbers * 10.0**decimals))
-    mixture = fit_mixture(numbers, derive_seed(seed, f"mixture|{feature.column}"))
-    return replace(
-        as_category, kind="number", values=values, counts=counts, grain=grain, mixture=mixture, float_ratio=1.0
-    )
+    return Column(feature.column, "number", True, values, counts, decimals=decimals, grain=grain, float_ratio=1.0)
 
 
 def frequencies(printed: pl.Series) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -201,12 +185,11 @@ def frequencies(printed: pl.Series) -> tuple[tuple[str, ...], tuple[int, ...]]:
 
 
 def support(present: pl.Series, decimals: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Distinct printed values with their counts; over 200, those at evenly spaced places of the sorted ones."""
-    units = present.alias("units").to_frame().select(to_units(pl.col("units"), decimals))
-    table = units.group_by("units").len().sort("units")
-    if table.height > MOST_SUPPORT:
-        table = table[np.linspace(0, table.height - 1, MOST_SUPPORT).round().astype(int)]
-    table = table.sort("len", "units", descending=[True, False])
+    """Distinct printed values and how many rows have each; over 1,000, those of 1,000 evenly spaced sorted rows."""
+    units = present.alias("units").to_frame().select(to_units(pl.col("units"), decimals)).sort("units")
+    if units["units"].n_unique() > MOST_SUPPORT:
+        units = units[((np.arange(MOST_SUPPORT) + 0.5) * units.height / MOST_SUPPORT).astype(int)]
+    table = units.group_by("units").len().sort("len", "units", descending=[True, False])
     printed = table.select(print_units(pl.col("units"), decimals)).to_series()
     return tuple(printed), tuple(table["len"])
 
@@ -227,21 +210,9 @@ def decimals_to_print(numbers: NDArray[np.float64]) -> int:
 
 
 def coarseness(units: NDArray[np.float64]) -> int:
-    """The largest of 10, 5 and 2 of which far more values are multiples than chance has it, else 1."""
-    for grain in (10, 5, 2):
+    """The largest of `GRAINS` of which far more values are multiples than chance has it, else 1; 0 says nothing."""
+    units = units[units != 0]
+    for grain in GRAINS:
         if np.mean(units % grain == 0) >= (1 + 1 / grain) / 2:
             return grain
     return 1
-
-
-def fit_mixture(numbers: NDArray[np.float64], seed: int) -> tuple[Component, ...]:
-    """Three Gaussians, in the order of their means. Fitted to standardised values, so that units do not matter."""
-    mean, sd = numbers.mean(), numbers.std()
-    model = GaussianMixture(COMPONENTS, random_state=seed % 2**32).fit(((numbers - mean) / sd)[:, None])
-    parts = zip(model.weights_, model.means_[:, 0], np.sqrt(model.covariances_[:, 0, 0]), strict=True)
-    ordered = sorted(parts, key=lambda part: float(part[1]))
-    return tuple(Component(significant(w), significant(m * sd + mean), significant(s * sd)) for w, m, s in ordered)
-
-
-def significant(number: float | np.floating[Any]) -> float:
-    return float(f"{float(number):.{DIGITS}g}")

@@ -45,7 +45,7 @@ def compare(registry: Registry, threshold: float, rows: int, seed: int) -> Agree
     """Both estimators on the same patients, at most `rows` of them, each with its own fidelity's columns."""
     patients = choose(sorted(set(registry.frame["patient"])), rows, derive_seed(seed, "estimators"))
     frame = registry.frame.filter(pl.col("patient").is_in(patients))
-    strict = {f.column: fit_column(frame[f.column], f, seed) for f in registry.features}
+    strict = {f.column: fit_column(frame[f.column], f) for f in registry.features}
     paper = {f.column: fit_recorded(frame[f.column], f, seed) for f in registry.features}
     binned = binned_pairs(frame, registry.features, strict)
     neighbours = neighbour_pairs(frame, registry.features, paper, seed)

@@ -1,13 +1,13 @@
-"""How well can the answer be told WITHOUT the record? A classifier sees how the choices look and nothing else.
+"""How well can the answer be told WITHOUT the record? A classifier sees the choices and nothing else.
 
-What it sees of a choice: its letter, how many choices there are, whether it is a number, how many of the choices are
-printed like it; and of a number in a numeric question its rank, decimals, closing zeros and fives, and sign. Of words
-it sees no more: length or rank would name the word, and how frequent a word is in its column is knowledge about
-patients, not a leak. Nor does it see the feature, for the same reason.
+By looks: of a choice its letter, how many choices there are, whether it is a number, how many of the choices are
+printed like it; and of a number in a numeric question its rank, length, decimals, closing zeros and fives, last digit,
+sign, the gaps to its neighbours and its distance from the middle, as shares of the range of the choices. Of words it
+sees no more: length or rank would name the word. Nor does it see the feature.
 
-Length is told apart from these looks: with a fixed number of decimals it is the size of the number, and a ladder
-around an age of 85 has rungs that nobody's age is. That is knowledge too, but it is told without the record, so a
-second accuracy says how far it goes.
+By prior: the feature too, and what other patients have in it: how many have this value and how many have a smaller
+number. That is knowledge about patients and not a leak of the construction, so it is told apart: of categories the
+most frequent is the best guess whatever is done.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,13 @@ MOST_PATIENTS = 1500
 RESAMPLES = 2000
 UNSEEN = -1.0
 """In place of a look that is not shown; none that is shown is negative."""
-LOOKS = ("letter", "choices", "number", "alike", "rank", "decimals", "zeros", "negative", "length")
+LOOKS = (
+    *("letter", "choices", "number", "alike", "rank", "length", "decimals", "zeros", "digit", "negative"),
+    *("below", "above", "middle"),
+)
+PARTS = 4
+"""Patients fall into so many parts: two are judged, two teach (by prior, one has the frequencies, one the classifier).
+"""
 
 Floats = NDArray[np.float64]
 
@@ -51,7 +57,7 @@ class Told:
 class Leak:
     """What is told of the questions about half of the patients, by a classifier trained on the other half.
 
-    `chance`: mean of 1 / number of choices; `by_looks`: told by all looks but length; `with_length`: by length too.
+    `chance`: mean of 1 / number of choices; `by_looks` and `by_prior`: see the head of this module.
     """
 
     fidelity: str
@@ -60,7 +66,7 @@ class Leak:
     patients: int
     chance: float
     by_looks: Told
-    with_length: Told
+    by_prior: Told
 
     @property
     def found(self) -> bool:
@@ -103,17 +109,19 @@ def told_by_looks(questions: pl.DataFrame, fidelity: str, kind: str, seed: int) 
             f"Fewer than {FEWEST_PATIENTS} patients have {kind} questions: too few to look for leaks.",
             "Look for leaks at a site with more patients.",
         )
-    x = looks(questions)
-    held_out = hash_keys(seed, "held out", questions["patient"]) % np.uint64(2) == 0
-    judged = questions.filter(held_out)
+    part = hash_keys(seed, "part", questions["patient"]) % np.uint64(PARTS)
+    judged, counted = part < 2, part == 2
+    answered = questions.filter(judged)
+    seen = looks(questions)
+    known = np.column_stack([seen, prior(questions, counted)])
     return Leak(
         fidelity=fidelity,
         kind=kind,
-        questions=judged.height,
-        patients=judged["patient"].n_unique(),
-        chance=float((1 / judged["choices"].list.len()).to_numpy().mean()),
-        by_looks=told(judged, guesses(questions, x[:, : LOOKS.index("length")], held_out), seed),
-        with_length=told(judged, guesses(questions, x, held_out), seed),
+        questions=answered.height,
+        patients=answered["patient"].n_unique(),
+        chance=float((1 / answered["choices"].list.len()).to_numpy().mean()),
+        by_looks=told(answered, guesses(questions, seen, ~judged, judged), seed),
+        by_prior=told(answered, guesses(questions, known, ~judged & ~counted, judged), seed),
     )
 
 
@@ -130,52 +138,89 @@ def told(questions: pl.DataFrame, guessed: NDArray[np.int64], seed: int) -> Told
     return Told(float(right.mean()), float(low), float(high))
 
 
-def guesses(questions: pl.DataFrame, x: Floats, held_out: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The likeliest choice of each held-out question, told by a classifier trained on the others; (held out,).
+def guesses(
+    questions: pl.DataFrame, x: Floats, taught: NDArray[np.bool_], judged: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """The likeliest choice of each judged question, told by a classifier trained on others; (judged,).
 
     Args:
-        x: looks of the choices of all questions, in order; held_out: of questions, shape (n,).
+        x: what is seen of the choices of all questions, in order; taught, judged: of questions, shape (n,).
     """
     sizes = questions["choices"].list.len().to_numpy().astype(np.int64)
     question = np.repeat(np.arange(len(sizes)), sizes)
     letter = x[:, LOOKS.index("letter")].astype(np.int64)
     right = letter == questions["answer"].to_numpy()[question]
-    asked = held_out[question]
-    model = HistGradientBoostingClassifier(max_iter=50, random_state=0).fit(x[~asked], right[~asked])
+    teaching, asked = taught[question], judged[question]
+    model = HistGradientBoostingClassifier(max_iter=50, random_state=0).fit(x[teaching], right[teaching])
     scores = np.full((len(sizes), int(sizes.max())), -inf)
     scores[question[asked], letter[asked]] = model.predict_proba(x[asked])[:, 1]
-    return scores[held_out].argmax(axis=1)
+    return scores[judged].argmax(axis=1)
+
+
+def in_rows(questions: pl.DataFrame) -> pl.DataFrame:
+    """One row per choice in the order of questions and letters: `question`, `feature`, `kind`, `text`, `value` (NaN of
+    a word), `number` (whether it is one) and `letter`."""
+    choices = questions.select("feature", "kind", text="choices").with_row_index("question").explode("text")
+    return choices.with_columns(
+        letter=pl.int_range(pl.len()).over("question"), value=as_numbers(choices["text"])
+    ).with_columns(number=pl.col("value").is_not_nan())
 
 
 def looks(questions: pl.DataFrame) -> Floats:
-    """One row per choice in the order of questions and letters, shape (choices of all questions, `LOOKS`)."""
-    choices = (
-        questions.select("kind", "choices")
-        .with_row_index("question")
-        .explode("choices")
-        .with_columns(
-            letter=pl.int_range(pl.len()).over("question"),
-            choices_there=pl.len().over("question"),
-            value=as_numbers(questions["choices"].explode()),
-            text=pl.col("choices"),
-        )
+    """Shape (choices of all questions, `LOOKS`), in the order of `in_rows`."""
+    text, value = pl.col("text"), pl.col("value")
+    range_ = (value.max() - value.min()).over("question", "number")
+    decimals = pl.when(text.str.contains(".", literal=True)).then(
+        text.str.len_chars() - text.str.find(".", literal=True) - 1
     )
-    number = pl.col("value").is_not_nan()
-    decimals = pl.when(pl.col("text").str.contains(".", literal=True)).then(
-        pl.col("text").str.len_chars() - pl.col("text").str.find(".", literal=True) - 1
+    choices = in_rows(questions).with_columns(
+        decimals=decimals.fill_null(0),
+        below=value.diff().over("question", "number", order_by="value") / range_,
+        above=-value.diff(-1).over("question", "number", order_by="value") / range_,
+        middle=(value - value.mean().over("question", "number")).abs() / range_,
     )
-    seen = number & (pl.col("kind") == "number")
-    shown = choices.with_columns(number=number, decimals=decimals.fill_null(0)).select(
-        pl.col("letter"),
-        pl.col("choices_there"),
-        pl.col("number"),
-        pl.when(pl.col("kind") == "number").then(pl.len().over("question", "number", "decimals")),
-        pl.when(seen).then(pl.col("value").rank("ordinal").over("question", "number")).alias("rank"),
-        pl.when(seen).then("decimals").alias("decimals"),
-        pl.when(seen)
-        .then(pl.col("text").str.len_chars() - pl.col("text").str.strip_chars_end("05").str.len_chars())
-        .alias("zeros"),
-        pl.when(seen).then(pl.col("text").str.starts_with("-")).alias("negative"),
-        pl.when(seen).then(pl.col("text").str.len_chars()).alias("length"),
+    numeric = pl.col("kind") == "number"
+    shown = choices.select(
+        "letter",
+        pl.len().over("question").alias("choices"),
+        "number",
+        pl.when(numeric).then(pl.len().over("question", "number", "decimals")).alias("alike"),
+        *(
+            pl.when(numeric & pl.col("number")).then(look).alias(name)
+            for name, look in {
+                "rank": value.rank("ordinal").over("question", "number"),
+                "length": text.str.len_chars(),
+                "decimals": pl.col("decimals"),
+                "zeros": text.str.len_chars() - text.str.strip_chars_end("05").str.len_chars(),
+                "digit": text.str.tail(1).cast(pl.Int64, strict=False),
+                "negative": text.str.starts_with("-"),
+                "below": pl.col("below"),
+                "above": pl.col("above"),
+                "middle": pl.col("middle"),
+            }.items()
+        ),
     )
-    return shown.cast(pl.Float64).fill_null(UNSEEN).to_numpy()
+    return shown.select(LOOKS).cast(pl.Float64).fill_nan(UNSEEN).fill_null(UNSEEN).to_numpy()
+
+
+def prior(questions: pl.DataFrame, counted: NDArray[np.bool_]) -> Floats:
+    """What the counted questions' right answers say of each choice, in the order of `in_rows`, shape (choices, 3).
+
+    The feature's number; the share of its right answers that are this text; and of its numbers that are smaller.
+    """
+    answers = questions.filter(counted).select("feature", text=pl.col("choices").list.get(pl.col("answer")))
+    shares = (
+        answers.group_by("feature", "text")
+        .agg(n=pl.len())
+        .with_columns(share=pl.col("n") / pl.col("n").sum().over("feature"))
+    )
+    choices = in_rows(questions).join(shares, on=["feature", "text"], how="left", maintain_order="left")
+    known = choices.select(pl.col("feature").rank("dense").cast(pl.Float64), pl.col("share").fill_null(0.0)).to_numpy()
+    smaller = np.full(choices.height, UNSEEN)
+    values, feature = choices["value"].to_numpy(), choices["feature"].to_numpy()
+    right, of = as_numbers(answers["text"]).to_numpy(), answers["feature"].to_numpy()
+    for name in np.unique(of):
+        numbers = np.sort(right[(of == name) & np.isfinite(right)])
+        here = (feature == name) & np.isfinite(values)
+        smaller[here] = np.searchsorted(numbers, values[here]) / max(1, len(numbers))
+    return np.column_stack([known, smaller])

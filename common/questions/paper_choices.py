@@ -12,13 +12,17 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from common.questions.choices import LEAST_SD, NONNEGATIVE, Choices, draw_others, posterior_sd
+from common.questions.choices import Choices, draw_others
 from common.questions.codebook import Column
 from common.questions.paper_codebook import as_numbers
 from common.questions.printing import print_units
-from common.questions.randomness import Keys, combine, hash_keys, uniform
+from common.questions.randomness import Keys, combine, gumbel, hash_keys, uniform
 from common.study import Questions
 
+LEAST_SD = 0.1
+NONNEGATIVE = 0.95
+LOG_SMALLEST = -745.0
+"""Below this a density is 0 in float64."""
 WHOLE = 0.9
 CELLS = 4_000_000
 """Of a table of rows x observed values that is in memory at once."""
@@ -88,6 +92,16 @@ def numeric_distractors(
     )
     table[~laddered] = observed(column, numbers, truth[~laddered], most, keys[~laddered])
     return np.where(np.arange(most)[None, :] < wanted[:, None], table, np.nan)
+
+
+def posterior_sd(column: Column, truth: Floats, keys: Keys) -> Floats:
+    """The sd of a mixture component drawn by its posterior at the truth, shape (n,); 0 where no density is left."""
+    weight = np.array([[c.weight for c in column.mixture]])
+    mean = np.array([[c.mean for c in column.mixture]])
+    sd = np.array([[c.sd for c in column.mixture]])
+    logs = np.log(weight) - np.log(sd) - 0.5 * np.log(2 * np.pi) - 0.5 * ((truth[:, None] - mean) / sd) ** 2
+    drawn = np.argmax(logs + gumbel(keys, "component", logs.shape[1]), axis=1)
+    return np.where(logs.max(axis=1) > LOG_SMALLEST, sd[0, drawn], 0.0)
 
 
 def rungs_around(truth: Floats, step: Floats, wanted: Ints, most: int, keys: Keys) -> Floats:

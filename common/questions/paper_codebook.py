@@ -1,11 +1,12 @@
 """Column statistics and shortcut filter as the C-Reason reference has them (method.md, section 1).
 
 What differs from `strict`: values stay as they are recorded, a category that holds numbers is told by its values,
-the mixture is fitted to raw numbers, every distinct number is kept, and information is estimated by nearest
+numbers get a mixture of Gaussians, every distinct number is kept, and information is estimated by nearest
 neighbours. The caller passes the rows of ALL patients.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 from sklearn.mixture import GaussianMixture
 
 from common.questions.codebook import (
-    COMPONENTS,
     MOST_CATEGORIES,
     Codebook,
     Column,
@@ -21,13 +21,16 @@ from common.questions.codebook import (
     fit_column,
     frequencies,
     shortcuts,
-    significant,
 )
 from common.questions.neighbours import all_pairs, mixed
 from common.questions.printing import AS_RECORDED, print_values
 from common.questions.randomness import derive_seed
 from common.registry.config import Feature
 from common.study import Questions
+
+COMPONENTS = 3
+DIGITS = 9
+"""Significant digits of fitted parameters: the last bits of a sum may differ with the number of threads."""
 
 
 def fit_paper(frame: pl.DataFrame, features: Sequence[Feature], spec: Questions, seed: int) -> Codebook:
@@ -52,7 +55,7 @@ def fit_recorded(column: pl.Series, feature: Feature, seed: int) -> Column:
     free text. `float_ratio` is the share of numbers among the distinct values, 0 where numbers are categories.
     """
     if feature.kind in ("date", "text"):
-        return fit_column(column, feature, seed)
+        return fit_column(column, feature)
     recorded = column.drop_nulls().to_frame().select(print_values(feature, AS_RECORDED)).to_series()
     values, counts = frequencies(recorded)
     numbers = as_numbers(recorded)
@@ -90,3 +93,7 @@ def fit_raw_mixture(numbers: NDArray[np.float64], seed: int) -> tuple[Component,
     parts = zip(model.weights_, model.means_[:, 0], np.sqrt(model.covariances_[:, 0, 0]), strict=True)
     ordered = sorted(parts, key=lambda part: float(part[1]))
     return tuple(Component(significant(w), significant(m), significant(s)) for w, m, s in ordered)
+
+
+def significant(number: float | np.floating[Any]) -> float:
+    return float(f"{float(number):.{DIGITS}g}")

@@ -1,15 +1,16 @@
 """The choices alone must not tell the answer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from common.questions.choices import NONNEGATIVE, Choices, build_choices
-from common.questions.codebook import Column, Component
+from common.questions.choices import Choices, build_choices
+from common.questions.codebook import Column, coarseness, support
 from common.questions.printing import print_units, to_units
 from common.questions.randomness import hash_keys
 from common.study import Questions
@@ -20,34 +21,28 @@ SPEC = Questions()
 def column(
     kind: str = "number",
     decimals: int = 0,
-    sds: Sequence[float] = (5.0, 5.0, 5.0),
-    nonnegative: float = 1.0,
     values: Sequence[str] = tuple(str(i) for i in range(30)),
     counts: Sequence[int] | None = None,
     grain: int = 1,
 ) -> Column:
-    mixture = tuple(Component(1 / 3, mean, sd) for mean, sd in zip((10.0, 20.0, 30.0), sds, strict=True))
-    number = kind == "number"
     return Column(
         column="x",
-        kind="number" if number else "category",
+        kind="number" if kind == "number" else "category",
         maskable=True,
         values=tuple(values),
         counts=tuple(counts or [1] * len(values)),
         decimals=decimals,
         grain=grain,
-        mixture=mixture if number else (),
-        float_ratio=float(number),
-        share_nonnegative=nonnegative,
-        share_whole=1.0,
     )
 
 
-def numbers(col: Column, truth: Sequence[float], seed: int = 0) -> tuple[np.ndarray, np.ndarray, Choices]:
+def numbers(
+    col: Column, truth: Sequence[float], seed: int = 0, spec: Questions = SPEC
+) -> tuple[np.ndarray, np.ndarray, Choices]:
     """Choices as units, answers, and the choices themselves."""
     raw = pl.Series(truth, dtype=pl.Float64)
     printed = raw.to_frame("x").select(print_units(to_units(pl.col("x"), col.decimals), col.decimals)).to_series()
-    choices = build_choices(col, raw, printed, SPEC, hash_keys(seed, "q", map(str, range(len(raw)))))
+    choices = build_choices(col, raw, printed, spec, hash_keys(seed, "q", map(str, range(len(raw)))))
     answers = choices.answer.to_numpy()
     texts = choices.texts.to_list()
     assert [row[a] for row, a in zip(texts, answers, strict=True)] == printed.to_list()
@@ -60,57 +55,120 @@ def uniform_within(counts: np.ndarray) -> bool:
     return bool((abs(counts - n / k) < 4.5 * np.sqrt(n / k * (1 - 1 / k))).all())
 
 
+def fitted(noted: np.ndarray) -> Column:
+    """A column of whole numbers as the codebook has it."""
+    values, counts = support(pl.Series(noted, dtype=pl.Float64), 0)
+    return column(values=values, counts=counts, grain=coarseness(noted))
+
+
+def ranks(units: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    return (units < units[np.arange(len(units)), answers][:, None]).sum(axis=1)
+
+
 @given(
     st.lists(st.floats(-50, 1000), min_size=1, max_size=30),
+    st.lists(st.integers(-40, 900), min_size=21, max_size=60, unique=True),
     st.integers(0, 3),
-    st.floats(0.001, 200),
-    st.sampled_from([0.5, 1.0]),
+    st.integers(1, 500),
+    st.floats(0.1, 2.0),
     st.integers(0, 1000),
 )
 def test_every_numeric_question_looks_the_same(
-    truth: list[float], decimals: int, sd: float, nonnegative: float, seed: int
+    truth: list[float], noted: list[int], decimals: int, most: int, difficulty: float, seed: int
 ) -> None:
-    values = [f"{i / 10**decimals:.{decimals}f}" for i in range(30)]
-    col = column(decimals=decimals, sds=(sd, sd * 2, sd / 2), nonnegative=nonnegative, values=values)
-    units, _, choices = numbers(col, truth, seed)
+    """Also where one value is that of nearly all patients, and for truths that nobody had in training."""
+    values = pl.Series(noted).to_frame("x").select(print_units(pl.col("x"), decimals)).to_series().to_list()
+    col = column(decimals=decimals, values=values, counts=[most, *[1 + i % 3 for i in range(len(noted) - 1)]])
+    units, _, choices = numbers(col, truth, seed, Questions(difficulty=difficulty))
     assert units.shape[1] == 5
     assert all(len(set(row)) == 5 for row in units)
     for text in choices.texts.explode():
         assert len(text.partition(".")[2]) == decimals and text != "-0"
-    if nonnegative > NONNEGATIVE:
-        kept = [round(t * 10**decimals) >= 0 for t in truth]
-        assert (units[kept] >= 0).all()
+    others = [u for row, t in zip(units.tolist(), truth, strict=True) for u in row if u != round(t * 10**decimals)]
+    assert all(min(noted) <= u <= max(noted) for u in others)
 
 
-def test_ladders_are_arithmetic_with_the_components_step() -> None:
-    units, _, _ = numbers(column(sds=(5.0, 5.0, 5.0), nonnegative=0.5), [20.0] * 200)
-    assert (np.diff(np.sort(units, axis=1)) == 10).all()
+def test_choices_are_one_of_each_fifth_of_the_patients() -> None:
+    """0 to 99, two patients each: a truth of 47 is at a share of 0.47 to 0.48, so others are at 7, 27, 67 and 87,
+    or one on where a share ends between two values."""
+    units, _, _ = numbers(column(values=[str(i) for i in range(100)], counts=[2] * 100), [47.0] * 200)
+    assert {tuple(row) for row in np.sort(units, axis=1).tolist()} <= {(7, 27, 47, 67, 87)}
 
 
-@pytest.mark.parametrize(("sd", "grain"), [(3.7, 5), (3.7, 10), (16.3, 1), (16.3, 10), (800.0, 2)])
-def test_choices_end_in_the_same_digits(sd: float, grain: int) -> None:
-    """Most truths are round numbers, so a distractor with other last digits would give itself away."""
-    modulus = max(grain, 10 ** int(np.log10(2 * sd)))
-    units, _, _ = numbers(column(sds=(sd, sd, sd), nonnegative=0.5, grain=grain), [20.0, 23.0, 25.0, 30.0] * 50)
-    assert (units % modulus == units[:, :1] % modulus).all()
-    step = np.diff(np.sort(units, axis=1))
-    assert (step >= grain).all() and (0.6 * 2 * sd <= step).all() and (step <= max(grain, 1.5 * 2 * sd)).all()
+def test_half_the_difficulty_halves_the_distance() -> None:
+    """Steps of a tenth: 10. Whole ladders and, at the ends, ladders that go on at the other end: 47, 57, 67, 77, 87."""
+    col = column(values=[str(i) for i in range(100)], counts=[2] * 100)
+    units, _, _ = numbers(col, [47.0] * 300, spec=Questions(difficulty=1.0))
+    assert {tuple(row) for row in np.sort(units, axis=1).tolist()} == {
+        tuple(sorted((47 + 10 * (k - rank)) % 100 for k in range(5))) for rank in range(5)
+    }
 
 
-def test_the_rank_of_the_truth_is_uniform_and_independent_of_it() -> None:
-    rng = np.random.default_rng(1)
-    truth = rng.lognormal(2.0, 0.7, 20_000).round() + 4
-    units, answers, _ = numbers(column(), truth.tolist())
-    rank = (units < units[np.arange(len(units)), answers][:, None]).sum(axis=1)
-    for part in (truth < np.median(truth), truth >= np.median(truth)):
-        assert uniform_within(np.bincount(rank[part], minlength=5))
+def skewed(rng: np.random.Generator) -> np.ndarray:
+    return rng.lognormal(3.0, 0.8, 20_000).round()
 
 
-def test_a_truth_without_room_below_still_has_every_choice() -> None:
-    units, answers, _ = numbers(column(), [0.0, 1.0, 2.0, 3.0] * 50)
-    assert (units >= 0).all()
-    rank = (units < units[np.arange(200), answers][:, None]).sum(axis=1)
-    assert (rank <= np.tile([0, 1, 2, 3], 50)).all() and rank.max() == 3
+def heaped(rng: np.random.Generator) -> np.ndarray:
+    """Pressures: three in four in tens, all others exact."""
+    exact = rng.normal(140, 25, 20_000).round()
+    return np.where(rng.random(20_000) < 0.75, (exact / 10).round() * 10, exact)
+
+
+def two_groups(rng: np.random.Generator) -> np.ndarray:
+    return np.where(rng.random(20_000) < 0.3, rng.normal(-80, 5, 20_000), rng.normal(200, 60, 20_000)).round()
+
+
+def fine(rng: np.random.Generator) -> np.ndarray:
+    """More values than the codebook keeps."""
+    return rng.gamma(2.0, 5000.0, 20_000).round()
+
+
+@pytest.mark.parametrize("difficulty", [2.0, 1.0])
+@pytest.mark.parametrize("draw", [skewed, heaped, two_groups, fine])
+def test_no_place_among_the_choices_is_the_truth_more_often(
+    draw: Callable[[np.random.Generator], np.ndarray], difficulty: float
+) -> None:
+    """By rank; by rank within one length of the longest number; by the widest gap; by round tens; by the value itself.
+
+    Every way of picking a choice by what the choices show must be right one time in five.
+    """
+    noted = draw(np.random.default_rng(1))
+    truth = draw(np.random.default_rng(2))
+    units, answers, _ = numbers(fitted(noted), truth.tolist(), spec=Questions(difficulty=difficulty))
+    rank = ranks(units, answers)
+    assert uniform_within(np.bincount(rank, minlength=5))
+    ladder = np.sort(units, axis=1)
+    gap = np.diff(ladder, axis=1).argmax(axis=1)
+    high = ladder[:, -1] >= 10 ** (len(str(int(ladder.max()))) - 1)
+    for part in (high, gap == 0, gap == 1, gap == 3, ladder[:, 0] < np.quantile(ladder[:, 0], 0.3)):
+        assert part.sum() < 100 or uniform_within(np.bincount(rank[part], minlength=5))
+    typical = np.abs(ladder - np.median(noted)).argmin(axis=1)
+    commonest = np.array([(noted == u).sum() for u in range(int(noted.min()), int(noted.max()) + 1)])
+    commonest = commonest[np.clip(ladder - int(noted.min()), 0, len(commonest) - 1)].argmax(axis=1)
+    roundest = ((ladder % 10 == 0) * 2.0 + (ladder % 5 == 0) + 1e-3 * np.arange(5)[None, :]).argmax(axis=1)
+    for guess in (typical, commonest, roundest):
+        assert abs((guess == rank).mean() - 0.2) < 4.5 * np.sqrt(0.16 / len(rank))
+
+
+def test_a_value_of_most_patients_is_still_asked_with_distinct_choices() -> None:
+    """0 for 80 of 100 patients: of five equal steps four meet it, and others by frequency take their place."""
+    col = column(values=[str(i) for i in range(21)], counts=[80, *[1] * 20])
+    units, answers, _ = numbers(col, [0.0] * 400 + [7.0] * 100)
+    assert all(len(set(row)) == 5 for row in units)
+    assert (units == 0).any(axis=1).all(), "who has another value is asked beside the frequent one"
+    others = units[:400][np.arange(5) != answers[:400, None]]
+    assert set(others) == set(range(1, 21))
+
+
+def test_a_value_of_one_patient_is_not_copied() -> None:
+    """Between 40 and 60, two patients each, stands one patient's 50: it gives way to 46 ... 55 (grain 1)."""
+    col = column(values=[*(str(20 * i) for i in range(30)), "50"], counts=[2] * 30 + [1])
+    units, answers, _ = numbers(col, [20.0 * (i % 30) for i in range(6000)])
+    near = {u for row in units.tolist() for u in row if 40 < u < 60}
+    assert {46, 50, 54} <= near and min(near) == 46 and max(near) == 55
+    coarse = column(values=col.values, counts=col.counts, grain=5)
+    units, _, _ = numbers(coarse, [20.0 * (i % 30) for i in range(6000)])
+    assert {u for row in units.tolist() for u in row if 40 < u < 60} == {50, 55}
 
 
 def test_the_letter_of_the_truth_is_uniform() -> None:
@@ -118,15 +176,10 @@ def test_the_letter_of_the_truth_is_uniform() -> None:
     assert uniform_within(np.bincount(answers, minlength=5))
 
 
-@pytest.mark.parametrize(
-    ("sds", "truth"), [((0.05, 0.05, 0.05), 20.0), ((5.0, 5.0, 5.0), 1e5)], ids=["narrow", "no density"]
-)
-def test_without_a_usable_component_other_observed_values_are_drawn(sds: tuple, truth: float) -> None:
-    col = column(sds=sds, counts=[100 if i < 10 else 1 for i in range(30)])
-    units, answers, _ = numbers(col, [truth] * 500)
-    others = units[np.arange(5) != answers[:, None]]
-    assert set(others) <= set(range(30)) - {int(truth)}
-    assert (others < 10).mean() > 0.9
+def test_a_difficulty_over_2_is_refused_in_strict_alone() -> None:
+    with pytest.raises(ValidationError, match="wider than all patients"):
+        Questions(difficulty=2.1)
+    assert Questions(difficulty=3.0, fidelity="paper").difficulty == 3.0
 
 
 def words(values: Sequence[str], counts: Sequence[int], truth: Sequence[str], seed: int = 0) -> Choices:
