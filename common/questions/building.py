@@ -20,7 +20,7 @@ from common.questions.rendering import (
     ask_shown,
     line_columns,
     prompt_expression,
-    record_expression,
+    record_parts,
     shown_with,
     value_columns,
 )
@@ -46,6 +46,7 @@ SCHEMA = pl.Schema(
 ID_LENGTH = 16
 MASKED_VALUE = "masked_value"
 LOOKUP = "lookup"
+CHOICES = "//choices"
 
 
 class Built(NamedTuple):
@@ -177,12 +178,10 @@ def construct(
         else:
             choices = build_choices(column, frame[truth][rows], printed[truth][rows], spec, keys[rows, i])
         shown = shown_with(feature, registry.features, registry.times, codebook, masked)
-        record = record_expression(shown, feature.column if masked else None)
-        prompts = (
-            lines[rows]
-            .with_columns(choices.texts.alias("//choices"))
-            .select(prompt_expression(record, wording(feature), pl.col("//choices"), spec.max_choices))
-        )
+        record = record_parts(shown, feature.column if masked else None, registry.features)
+        prompt = prompt_expression(record, wording(feature), pl.col(CHOICES), spec.max_choices)
+        needed = {truth, *prompt.meta.root_names()} - {CHOICES}
+        prompts = lines.select(needed)[rows].with_columns(choices.texts.alias(CHOICES)).select(prompt)
         parts.append(
             pl.DataFrame(
                 {"row": rows, "place": i, "patient": frame["patient"][rows], "choices": choices.texts}

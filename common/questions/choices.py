@@ -66,14 +66,16 @@ def categorical_choices(column: Column, printed: pl.Series, spec: Questions, key
     A value that the training patients never had gets distractors like any other.
     """
     count = number_of_choices(column, spec)
-    place = {value: i for i, value in enumerate(column.values)}
-    truth = np.array([place.get(value, -1) for value in printed], dtype=np.int64)
+    values = pl.Series(column.values, dtype=pl.String)
+    truth = places(printed, values)
     distractors = draw_others(np.array(column.counts, dtype=np.float64), truth, count - 1, keys)
-    values = np.array(column.values, dtype=object)
-    table = np.empty((len(keys), count), dtype=object)
-    table[:, 0] = printed.to_numpy()
-    table[:, 1:] = values[distractors]
-    return arrange([pl.Series(table[:, i], dtype=pl.String) for i in range(count)], keys)
+    return arrange([printed, *(values[distractors[:, i]] for i in range(count - 1))], keys)
+
+
+def places(printed: pl.Series, values: pl.Series) -> Ints:
+    """Where each text stands among distinct `values`; -1 where it does not."""
+    found = printed.replace_strict(values, pl.int_range(len(values), eager=True), default=-1, return_dtype=pl.Int64)
+    return found.to_numpy()
 
 
 def draw_others(weights: Floats, truth: Ints, count: int, keys: Keys) -> Ints:
@@ -167,9 +169,12 @@ def apart(cells: Cells, held: Ints, keys: Keys) -> Ints:
 
 def arrange(columns: list[pl.Series], keys: Keys) -> Choices:
     """Shuffle each row of choices; column 0 is the truth and goes to a uniform random letter."""
-    table = np.column_stack([c.to_numpy() for c in columns]).astype(object)
     order = np.argsort(uniform(keys, "letters", len(columns)), axis=1, kind="stable")
-    shuffled = np.take_along_axis(table, order, axis=1)
-    frame = pl.DataFrame([pl.Series(str(i), shuffled[:, i], dtype=pl.String) for i in range(len(columns))])
-    texts = frame.select(pl.concat_list(pl.all())).to_series().alias("choices")
-    return Choices(texts, pl.Series("answer", np.argmin(order, axis=1).astype(np.int64)))
+    return Choices(in_order(columns, order), pl.Series("answer", np.argmin(order, axis=1).astype(np.int64)))
+
+
+def in_order(columns: list[pl.Series], order: Ints) -> pl.Series:
+    """Each row's texts in its own order, as lists; `order`: places in `columns`, shape (n, len(columns))."""
+    rows = np.arange(len(order))[:, None]
+    texts = pl.concat([c.alias("choices") for c in columns])
+    return texts[(order * len(order) + rows).ravel()].reshape(order.shape).arr.to_list()

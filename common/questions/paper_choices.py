@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from common.questions.choices import Choices, draw_others
+from common.questions.choices import Choices, draw_others, in_order, places
 from common.questions.codebook import Column
 from common.questions.paper_codebook import as_numbers
 from common.questions.printing import print_units
@@ -42,35 +42,34 @@ def paper_choices(column: Column, printed: pl.Series, spec: Questions, keys: Key
     is_word = np.isnan(numbers) if column.kind == "number" else np.ones(len(numbers), dtype=bool)
     most = spec.max_choices - 1
     words, wanted = word_distractors(column, is_word, printed, most, keys)
-    table = np.full((len(keys), 1 + 2 * most), None, dtype=object)
-    table[:, 0] = printed.to_numpy()
-    table[:, 1 : 1 + words.shape[1]] = words
+    texts = [printed, *words]
     if column.kind == "number":
         truth = as_numbers(printed).to_numpy()
         rungs = numeric_distractors(column, numbers, truth, most - wanted, most, spec, keys)
-        table[:, 1 + most :] = print_distractors(column, rungs, truth)
-    return shuffle(table, keys)
+        texts += print_distractors(column, rungs, truth)
+    return shuffle(texts, keys)
 
 
 def word_distractors(
     column: Column, is_word: NDArray[np.bool_], printed: pl.Series, most: int, keys: Keys
-) -> tuple[NDArray[np.object_], Ints]:
+) -> tuple[list[pl.Series], Ints]:
     """Binomial(most, 1 - float_ratio) categories without replacement by frequency, never the truth.
 
     Returns:
-        texts: shape (n, at most `most`), None where a row has fewer; how many each row has, shape (n,).
+        texts: `most` columns, null where a row has fewer; how many each row has, shape (n,).
     """
-    values = np.array(column.values, dtype=object)[is_word]
+    values = pl.Series(column.values, dtype=pl.String).filter(is_word)
     counts = np.array(column.counts, dtype=np.float64)[is_word]
-    place = {value: i for i, value in enumerate(values)}
-    truth = np.array([place.get(value, -1) for value in printed], dtype=np.int64)
+    truth = places(printed, values)
     drawn = (uniform(keys, "binomial", most) > column.float_ratio).sum(axis=1)
     wanted = np.minimum(drawn, len(values) - (truth >= 0))
-    if not len(values):
-        return np.empty((len(keys), 0), dtype=object), wanted
-    picked = values[draw_others(counts, truth, most, keys)]
-    picked[np.arange(picked.shape[1])[None, :] >= wanted[:, None]] = None
-    return picked, wanted
+    others = draw_others(counts, truth, most, keys)
+    none = len(values)
+    picked = np.full((len(keys), most), none)
+    picked[:, : others.shape[1]] = others
+    picked[np.arange(most) >= wanted[:, None]] = none
+    texts = values.extend_constant(None, 1)
+    return [texts[picked[:, i]] for i in range(most)], wanted
 
 
 def numeric_distractors(
@@ -128,8 +127,8 @@ def observed(column: Column, numbers: Floats, truth: Floats, most: int, keys: Ke
     return table
 
 
-def print_distractors(column: Column, rungs: Floats, truth: Floats) -> NDArray[np.object_]:
-    """As text, whole or with 1 decimal; None for a negative one of a column that has hardly any, and for a duplicate.
+def print_distractors(column: Column, rungs: Floats, truth: Floats) -> list[pl.Series]:
+    """As text, whole or with 1 decimal; null for a negative one of a column that has hardly any, and for a duplicate.
 
     Args:
         rungs: shape (n, most), NaN where there is none; truth: shape (n,).
@@ -142,21 +141,18 @@ def print_distractors(column: Column, rungs: Floats, truth: Floats) -> NDArray[n
     there &= units / 10**decimals != truth[:, None]
     for i in range(1, rungs.shape[1]):
         there[:, i] &= ~((units[:, :i] == units[:, i : i + 1]) & there[:, :i]).any(axis=1)
-    texts = pl.Series("units", units.ravel()).to_frame().select(print_units(pl.col("units"), decimals)).to_series()
-    table = texts.to_numpy().astype(object).reshape(units.shape)
-    table[~there] = None
-    return table
+    return [
+        pl.DataFrame({"units": units[:, i], "there": there[:, i]})
+        .select(pl.when("there").then(print_units(pl.col("units"), decimals)))
+        .to_series()
+        for i in range(rungs.shape[1])
+    ]
 
 
-def shuffle(table: NDArray[np.object_], keys: Keys) -> Choices:
-    """Each row's texts in random order without its Nones; column 0 is the truth, at a uniform random letter."""
-    there = table != None  # noqa: E711  # elementwise
-    draws = np.where(there, uniform(keys, "letters", table.shape[1]), 2.0)
+def shuffle(columns: list[pl.Series], keys: Keys) -> Choices:
+    """Each row's texts in random order without its nulls; column 0 is the truth, at a uniform random letter."""
+    there = np.column_stack([c.is_not_null().to_numpy() for c in columns])
+    draws = np.where(there, uniform(keys, "letters", len(columns)), 2.0)
     order = np.argsort(draws, axis=1, kind="stable")
-    shuffled = np.take_along_axis(table, order, axis=1)
-    count = there.sum(axis=1)
-    texts = [row[:n].tolist() for row, n in zip(shuffled, count, strict=True)]
-    return Choices(
-        pl.Series("choices", texts, dtype=pl.List(pl.String)),
-        pl.Series("answer", np.argmin(order, axis=1).astype(np.int64)),
-    )
+    texts = in_order(columns, order).list.drop_nulls()
+    return Choices(texts, pl.Series("answer", np.argmin(order, axis=1).astype(np.int64)))

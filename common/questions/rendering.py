@@ -13,6 +13,8 @@ from common.registry.config import Feature
 
 LETTERS = "ABCDE"
 MASK = "[MASK]"
+WHOLE_SECTION = "//section/"
+"""Before a section's name: the column of its whole block."""
 SYSTEM = "Answer without a disclaimer. Give the final answer, the letter only, within \\boxed{}."
 
 Wording = Callable[[Feature], str]
@@ -50,8 +52,30 @@ def value_columns(frame: pl.DataFrame, features: Sequence[Feature], codebook: Co
 
 
 def line_columns(values: pl.DataFrame, features: Sequence[Feature]) -> pl.DataFrame:
-    """Every value's `Name (unit): value` line, over the columns of `value_columns`; missing values have none."""
-    return values.select((pl.lit(f"{label(f)}: ") + pl.col(f.column)).alias(f.column) for f in features)
+    """Every value's `Name (unit): value` line with its end, over the columns of `value_columns`; null where missing.
+
+    Beside them one column per section with its whole block, which most questions show as it is.
+    """
+    lines = values.select((pl.lit(f"{label(f)}: ") + pl.col(f.column) + pl.lit("\n")).alias(f.column) for f in features)
+    blocks = [
+        pl.concat_str(block_parts(section, inside, None), ignore_nulls=True).alias(WHOLE_SECTION + section)
+        for section, inside in by_section(features).items()
+    ]
+    return lines.with_columns(blocks)
+
+
+def by_section(features: Sequence[Feature]) -> dict[str, list[Feature]]:
+    sections: dict[str, list[Feature]] = {}
+    for feature in features:
+        sections.setdefault(feature.section, []).append(feature)
+    return sections
+
+
+def block_parts(section: str, features: Sequence[Feature], masked: str | None) -> list[pl.Expr]:
+    """A section's heading and lines, to be concatenated without their nulls. Without lines there is no heading."""
+    lines = [pl.lit(f"{label(f)}: {MASK}\n") if f.column == masked else pl.col(f.column) for f in features]
+    some = pl.any_horizontal(line.is_not_null() for line in lines)
+    return [pl.when(some).then(pl.lit(f"[{section}]\n")), *lines]
 
 
 def shown_with(
@@ -67,27 +91,28 @@ def shown_with(
     return [f for f in features if f.column == target.column or (f.column not in excluded and f.known not in later)]
 
 
-def record_expression(shown: Sequence[Feature], masked: str | None) -> pl.Expr:
-    """The record as text, over the columns of `line_columns`.
+def record_parts(shown: Sequence[Feature], masked: str | None, features: Sequence[Feature]) -> list[pl.Expr]:
+    """The record as texts to be concatenated without their nulls, over the columns of `line_columns`.
 
     Args:
-        shown: features of the record; masked: the column printed as `[MASK]`, if any.
+        shown: features of the record; masked: the column printed as `[MASK]`, if any; features: all of the registry.
 
     A missing value has no line and a section without lines no heading.
     """
-    sections: dict[str, list[pl.Expr]] = {}
-    for feature in shown:
-        hidden = feature.column == masked
-        line = pl.lit(f"{label(feature)}: {MASK}") if hidden else pl.col(feature.column)
-        sections.setdefault(feature.section, []).append(line)
-    blocks = []
-    for section, lines in sections.items():
-        body = pl.concat_str(lines, separator="\n", ignore_nulls=True)
-        blocks.append(pl.when(body != "").then(pl.lit(f"[{section}]\n") + body))
-    return pl.concat_str(blocks, separator="\n", ignore_nulls=True)
+    whole = by_section(features)
+    parts: list[pl.Expr] = []
+    for section, inside in by_section(shown).items():
+        if len(inside) == len(whole[section]) and masked not in [f.column for f in inside]:
+            parts.append(pl.col(WHOLE_SECTION + section))
+        else:
+            parts += block_parts(section, inside, masked)
+    return parts
 
 
-def prompt_expression(record: pl.Expr, question: str, choices: pl.Expr, count: int) -> pl.Expr:
-    """`render_question` for a whole frame: `choices` is a list column of at most `count` texts in every row."""
+def prompt_expression(record: Sequence[pl.Expr], question: str, choices: pl.Expr, count: int) -> pl.Expr:
+    """`render_question` for a whole frame: `choices` is a list column of at most `count` texts in every row.
+
+    One concatenation: a prompt is long, and copying it is what takes time.
+    """
     lines = [pl.lit(f"\n{LETTERS[i]}. ") + choices.list.get(i, null_on_oob=True) for i in range(count)]
-    return pl.concat_str([record, pl.lit(f"\n\nQuestion: {question}"), *lines], ignore_nulls=True)
+    return pl.concat_str([*record, pl.lit(f"\nQuestion: {question}"), *lines], ignore_nulls=True)
