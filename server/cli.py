@@ -89,6 +89,27 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    to: Annotated[Path, typer.Option(help="A new folder for the model.")],
+    arm: Annotated[str, typer.Option(help="federated, centralized or local.")] = "federated",
+    site: Annotated[str, typer.Option(help="Of the arm local: whose model.")] = "",
+    seed: Annotated[int | None, typer.Option(help="The run's first seed unless given.")] = None,
+    number: Annotated[int | None, typer.Option("--round", help="The last finished round unless given.")] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="The LoRA factors alone.")] = False,
+) -> None:
+    """Write a trained model as a Hugging Face folder with a model card."""
+    from server.export import export as write
+    from server.run_folder import open_run
+    from server.workers import Job
+
+    folder = open_run(run)
+    job = Job(folder.about()["seeds"][0] if seed is None else seed, arm, site)
+    place = write(folder, job, number, "adapter" if adapter else "model", to)
+    console.print(f"model   {place}", soft_wrap=True)
+
+
+@app.command()
 def status(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Where a run stands: its last finished rounds, and what went wrong on the way."""
     from server.run_folder import open_run, read_events
