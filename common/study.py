@@ -147,7 +147,11 @@ class Grpo(Strict):
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "dr_grpo"
     scale_rewards: Literal["group", "none"] = "group"
     beta: float = Field(default=0.0, ge=0)
-    """KL coefficient to the base model; 0 holds no reference in memory."""
+    """KL coefficient to the reference, the base model; 0 holds no reference in memory."""
+    reference_every: Positive | None = None
+    """Move the reference toward the policy after every so many steps of the run; never unless given."""
+    reference_alpha: float = Field(default=0.9, gt=0, le=1)
+    """The policy's share in a moved reference."""
     temperature: float = Field(default=1.0, gt=0)
     max_prompt_tokens: Positive = 1024
     """Longer questions are left out and counted; prompts are never cut."""
@@ -221,6 +225,16 @@ class Study(Strict):
                 "model.lora.freeze_a is false: averaging A and B apart is not the average of the sites' "
                 "models; set freeze_a = true or model.trainable = 'all'"
             )
+        if self.grpo.reference_every is not None:
+            if not self.grpo.beta:
+                raise ValueError(
+                    "grpo.reference_every moves a reference, but grpo.beta is 0: there is none; set beta or remove it"
+                )
+            if self.model.trainable == "lora":
+                raise ValueError(
+                    "grpo.reference_every moves a copy of the whole model, which LoRA does not hold; "
+                    "remove it or set model.trainable = 'all'"
+                )
         if self.model.base == BUILT_IN and not self.sites.public:
             raise ValueError(
                 "model.base is 'built-in' but sites.public is empty: the built-in model takes its base rates "

@@ -6,7 +6,6 @@ rounds, and a killed round is simply computed again with the same result.
 """
 
 import hashlib
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,13 +17,14 @@ import polars as pl
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 from trl import GRPOConfig
 
 from common.errors import UserError
 from common.grpo.prefix import causal_model
+from common.grpo.reference import MovingReference, save_whole
 from common.grpo.rewards import right_letter
 from common.grpo.trainer import PrefixTrainer
 from common.models.policy import Policy, trainable_parameters
@@ -165,7 +165,7 @@ class LocalTrainer:
             first_step: how many steps of the run this cohort has taken before.
             state_dir: optimiser state is read from `optimizer-<first_step>.safetensors` (absent at step 0) and
                 written to `optimizer-<first_step + steps>.safetensors`; the previous one is kept, so that a
-                round can be computed again.
+                round can be computed again. A moving reference is kept beside it in the same way.
             state_step: the step whose optimiser state is gone on from, where that is not `first_step`: a site that
                 missed rounds goes on from its last; 0 starts afresh.
             on_step: called with (step, mean reward) after each step.
@@ -175,6 +175,11 @@ class LocalTrainer:
         parameters = trainable_parameters(self.policy)
         optimizer = torch.optim.AdamW(parameters.values(), lr=grpo.learning_rate, weight_decay=grpo.weight_decay)
         before = first_step if state_step is None else state_step
+        reference = None
+        if grpo.reference_every:
+            assert trainer.ref_model is not None  # the study has beta > 0 and trains all parameters
+            reference = MovingReference(trainer.ref_model, model, grpo, state_dir)
+            reference.start(before)
         if before:
             load_optimizer(optimizer, list(parameters), state_dir / f"optimizer-{before}.safetensors")
         share = self._schedule(optimizer)
@@ -191,6 +196,8 @@ class LocalTrainer:
             torch.nn.utils.clip_grad_norm_(parameters.values(), grpo.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            if reference:
+                reference.after(step)
             metrics = trainer._metrics["train"]
             rewards.append(metrics["reward"][-1])
             informative.append(1.0 - metrics["frac_reward_zero_std"][-1])
@@ -200,7 +207,9 @@ class LocalTrainer:
         trainer._metrics["train"].clear()
         seconds = time.perf_counter() - start
         save_optimizer(optimizer, list(parameters), state_dir / f"optimizer-{first_step + steps}.safetensors")
-        for old in state_dir.glob("optimizer-*.safetensors"):
+        if reference:
+            reference.save(first_step + steps)
+        for old in (*state_dir.glob("optimizer-*.safetensors"), *state_dir.glob("reference-*.safetensors")):
             if int(old.stem.split("-")[1]) not in (before, first_step + steps):
                 old.unlink()
         return LocalResult(
@@ -218,12 +227,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, names: list[str], path: Pat
     for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
         for key, value in optimizer.state[parameter].items():
             tensors[f"{key}/{name}"] = value.detach().cpu().contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    save_whole(tensors, path)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, names: list[str], path: Path) -> None:

@@ -48,12 +48,20 @@ def train(tiny_model: Path, questions: pl.DataFrame) -> Callable[..., tuple[Stat
 Train = Callable[..., tuple[State, LocalResult]]
 
 
-@pytest.mark.parametrize("trainable", ["all", "lora"])
-@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("trainable", "settings"),
+    [
+        ("all", {"beta": 0.0}),
+        ("all", {"beta": 0.1}),
+        ("all", {"beta": 0.5, "reference_every": 1}),
+        ("lora", {"beta": 0.0}),
+        ("lora", {"beta": 0.1}),
+    ],
+)
 def test_going_on_with_a_new_trainer_changes_no_bit(
-    make_study: Callable[..., Study], train: Train, tmp_path: Path, trainable: str, beta: float
+    make_study: Callable[..., Study], train: Train, tmp_path: Path, trainable: str, settings: dict[str, float]
 ) -> None:
-    study = make_study(trainable, beta=beta, schedule="cosine", warmup_ratio=0.2, weight_decay=0.1)
+    study = make_study(trainable, **settings, schedule="cosine", warmup_ratio=0.2, weight_decay=0.1)
     through, results = train(study, tmp_path / "through", 0, 4)
     halfway, first = train(study, tmp_path / "halves", 0, 2)
     resumed, second = train(study, tmp_path / "halves", 2, 2, halfway)
