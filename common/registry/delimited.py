@@ -1,6 +1,7 @@
 """Delimited text (CSV) whose first line names the columns."""
 
 import csv
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def read_csv(path: Path, table: Table, start: bytes) -> pl.LazyFrame:
     check_lines(path, table)
     source = path if table.encoding == "utf-8" else recoded(path, table.encoding)
     lazy = pl.scan_csv(source, separator=table.delimiter, infer_schema=False)
-    blank = pl.all_horizontal(pl.all().exclude(ROW).is_null())
+    blank = pl.all_horizontal(pl.all().exclude(ROW).fill_null("") == "")
     return lazy.with_row_index(ROW, offset=1).filter(~blank).with_columns(pl.col(ROW).cast(pl.String))
 
 
@@ -68,8 +69,10 @@ def check_lines(path: Path, table: Table) -> None:
     lines = 0
     encoding = "utf-8-sig" if table.encoding == "utf-8" else table.encoding
     try:
-        with path.open(encoding=encoding, newline="") as file:
-            reader = csv.reader(file, delimiter=table.delimiter, strict=True)
+        # Lines end in LF or CR LF; polars knows no others.
+        with path.open(encoding=encoding, newline="\n") as file:
+            counted = Lines(file)
+            reader = csv.reader(counted, delimiter=table.delimiter, strict=True)
             header = next(reader, [])
             check_header(str(path), header)
             check_delimiter(path, header, table.delimiter)
@@ -80,13 +83,35 @@ def check_lines(path: Path, table: Table) -> None:
                         f"{path}: line {lines} has {len(row)} fields, the header has {len(header)}.",
                         f"Export the table again, with values that contain {table.delimiter!r} in double quotes.",
                     )
+                if counted.quotes % 2:
+                    raise UserError(
+                        f"{path}: line {lines} has a quote inside a value that is not in quotes.",
+                        "Export the table again, with such values in double quotes and quotes inside them doubled.",
+                    )
     except UnicodeError:
         raise not_in(path, table.encoding) from None
     except csv.Error:
         raise UserError(
-            f"{path}: not parseable as CSV after line {lines}; a quote that is not closed is the usual cause.",
-            "Export the table again, with double quotes inside values doubled.",
+            f"{path}: not parseable as CSV after line {lines}; the usual causes are a quote that is not closed, and "
+            "lines that end in CR alone.",
+            "Export the table again, with double quotes inside values doubled and ordinary line ends.",
         ) from None
+
+
+class Lines:
+    """A file's lines, and how many quotes they held so far: an odd number behind a whole row is one too many."""
+
+    def __init__(self, file: Iterable[str]) -> None:
+        self.file = iter(file)
+        self.quotes = 0
+
+    def __iter__(self) -> "Lines":
+        return self
+
+    def __next__(self) -> str:
+        line = next(self.file)
+        self.quotes += line.count('"')
+        return line
 
 
 def check_delimiter(path: Path, header: list[str], delimiter: str) -> None:

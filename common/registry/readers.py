@@ -63,7 +63,9 @@ def read_source(table: Table) -> pl.LazyFrame:
 def read_parquet(path: Path) -> pl.LazyFrame:
     try:
         frame = pl.scan_parquet(path).collect()
-    except pl.exceptions.ComputeError:
+    except pl.exceptions.DuplicateError:
+        raise UserError(f"{path}: a column stands twice.", "Rename or remove one of the two.") from None
+    except (pl.exceptions.ComputeError, pl.exceptions.InvalidOperationError):
         raise UserError(
             f"{path}: not a Parquet file, or a damaged one.", "Export the table again, or correct table.source."
         ) from None

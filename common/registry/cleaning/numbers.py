@@ -11,6 +11,7 @@ SIGNS = r"^(?:<=|>=|<|>|≤|≥|~|=)\s*"
 SHAPES = (
     ("with a comparison sign", rf"{SIGNS}[+-]?\d"),
     ("with a comma", r"^[+-]?\d+(?:[.,'\s]\d+)*,\d*$"),
+    ("with a point", r"^[+-]?\d+(?:[.,'\s]\d+)*\.\d*$"),
     ("with text behind a number", r"^[+-]?\d"),
 )
 """How numbers are written that do not parse; the first that fits counts."""

@@ -1,12 +1,6 @@
 """Queries against a real SQLite file and a real PostgreSQL server."""
 
-import os
-import pwd
-import shutil
 import sqlite3
-import subprocess
-import tempfile
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -83,52 +77,16 @@ def test_another_file_is_no_database(tmp_path: Path) -> None:
         read(path, "SELECT 1 AS a")
 
 
-def programs() -> Path | None:
-    """The folder of PostgreSQL's own programs; Debian keeps the server's outside PATH."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    on_path = shutil.which("initdb")
-    return found[-1].parent if found else Path(on_path).parent if on_path else None
-
-
-def server_user() -> str | None:
-    """PostgreSQL refuses to run as root; None where this user is nobody special."""
-    if os.geteuid() != 0:
-        return None
-    users = [entry.pw_name for entry in pwd.getpwall()]
-    return "postgres" if "postgres" in users else "nobody"
-
-
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The URL of a server of its own, reached through a socket, with the table `stay` and a user with a password."""
-    folder = programs()
-    if folder is None:
-        pytest.skip("PostgreSQL is not installed; `apt-get install postgresql` brings it")
-    user = server_user()
-    # A socket's path is limited to about 100 characters, which pytest's own folders exceed.
-    with tempfile.TemporaryDirectory(prefix="wr-pg-") as name:
-        home = Path(name)
-        if user is not None:
-            shutil.chown(home, user)
-
-        def call(*line: str) -> None:
-            subprocess.run(line, check=True, user=user, cwd=home, stdout=subprocess.DEVNULL, timeout=120)
-
-        call(str(folder / "initdb"), "-D", str(home / "data"), "-A", "trust", "-U", "owner", "-N", "-E", "UTF8")
-        (home / "data" / "pg_hba.conf").write_text("local all owner trust\nlocal all reader scram-sha-256\n")
-        options = f"-c listen_addresses='' -c fsync=off -k {home}"
-        control = (str(folder / "pg_ctl"), "-D", str(home / "data"), "-w", "-l", str(home / "log"))
-        call(*control, "-o", options, "start")
-        try:
-            with postgres.connect(f"postgresql:///postgres?host={home}&user=owner") as connection:
-                with connection.cursor() as cursor:
-                    for statement in (*SCHEMA, "CREATE ROLE reader LOGIN PASSWORD 'marvin'"):
-                        cursor.execute(statement)
-                    cursor.execute("GRANT SELECT ON stay TO reader")
-                connection.commit()
-            yield f"postgresql://reader:${{WARDROUND_TEST_PASSWORD}}@/postgres?host={home}"
-        finally:
-            call(*control, "-m", "immediate", "stop")
+def server(postgres_home: Path) -> str:
+    """The URL of a server with the table `stay` and a user who may read it, with a password."""
+    with postgres.connect(f"postgresql:///postgres?host={postgres_home}&user=owner") as connection:
+        with connection.cursor() as cursor:
+            for statement in (*SCHEMA, "CREATE ROLE reader LOGIN PASSWORD 'marvin'"):
+                cursor.execute(statement)
+            cursor.execute("GRANT SELECT ON stay TO reader")
+        connection.commit()
+    return f"postgresql://reader:${{WARDROUND_TEST_PASSWORD}}@/postgres?host={postgres_home}"
 
 
 def ask(server: str, query: str) -> pl.DataFrame:
