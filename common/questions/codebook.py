@@ -173,23 +173,35 @@ def fit_number(present: pl.Series, feature: Feature) -> Column:
     values, counts = frequencies(printed)
     if len(values) <= MOST_CATEGORIES:
         return Column(feature.column, "category", len(values) > 1, values, counts, decimals=decimals)
-    values, counts = support(present, decimals)
+    values, counts = support(unit_counts(present, decimals), decimals)
     grain = coarseness(np.round(numbers * 10.0**decimals))
     return Column(feature.column, "number", True, values, counts, decimals=decimals, grain=grain, float_ratio=1.0)
 
 
 def frequencies(printed: pl.Series) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Distinct values and how often each stands, the most frequent first, then by text."""
-    table = printed.alias("value").to_frame().group_by("value").len().sort("len", "value", descending=[True, False])
+    return ranked(printed.alias("value").to_frame().group_by("value").len())
+
+
+def ranked(table: pl.DataFrame) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """`value` and `len`, the most frequent first, then by text."""
+    table = table.sort("len", "value", descending=[True, False])
     return tuple(table["value"]), tuple(table["len"])
 
 
-def support(present: pl.Series, decimals: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Distinct printed values and how many rows have each; over 1,000, those of 1,000 evenly spaced sorted rows."""
-    units = present.alias("units").to_frame().select(to_units(pl.col("units"), decimals)).sort("units")
-    if units["units"].n_unique() > MOST_SUPPORT:
-        units = units[((np.arange(MOST_SUPPORT) + 0.5) * units.height / MOST_SUPPORT).astype(int)]
-    table = units.group_by("units").len().sort("len", "units", descending=[True, False])
+def unit_counts(present: pl.Series, decimals: int) -> pl.DataFrame:
+    """Distinct printed numbers, as `units` of the last decimal, and `len`, how many rows have each."""
+    return present.to_frame("units").select(to_units(pl.col("units"), decimals)).group_by("units").len()
+
+
+def support(table: pl.DataFrame, decimals: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Printed values and their counts from `unit_counts`; over 1,000, those of 1,000 evenly spaced sorted rows."""
+    if table.height > MOST_SUPPORT:
+        table = table.sort("units")
+        upto = table["len"].cum_sum().to_numpy()
+        places = ((np.arange(MOST_SUPPORT) + 0.5) * upto[-1] / MOST_SUPPORT).astype(int)
+        table = table[np.searchsorted(upto, places, side="right")].select("units").group_by("units").len()
+    table = table.sort("len", "units", descending=[True, False])
     printed = table.select(print_units(pl.col("units"), decimals)).to_series()
     return tuple(printed), tuple(table["len"])
 
@@ -203,16 +215,32 @@ def decimals_to_print(numbers: NDArray[np.float64]) -> int:
     if numbers.min() == numbers.max():
         return MOST_DECIMALS if (numbers % 1).any() else 0
     for decimals in range(MOST_DECIMALS + 1):
-        scaled = numbers * 10.0**decimals
-        if np.mean(np.abs(scaled - np.round(scaled)) < np.maximum(1e-6, 1e-12 * np.abs(scaled))) >= PRINTED_EXACTLY:
+        if np.mean(shown_exactly(numbers, decimals)) >= PRINTED_EXACTLY:
             return decimals
-    return int(np.clip(1 - np.floor(np.log10(numbers.std())), 0, MOST_DECIMALS))
+    return decimals_of_spread(numbers.std())
+
+
+def shown_exactly(numbers: NDArray[np.float64], decimals: int) -> NDArray[np.bool_]:
+    """Whether so many decimals show each number as it is, shape (n,)."""
+    scaled = numbers * 10.0**decimals
+    return np.abs(scaled - np.round(scaled)) < np.maximum(1e-6, 1e-12 * np.abs(scaled))
+
+
+def decimals_of_spread(sd: float) -> int:
+    """As many as show two digits of a standard deviation above 0, at most 3."""
+    return int(np.clip(1 - np.floor(np.log10(sd)), 0, MOST_DECIMALS))
 
 
 def coarseness(units: NDArray[np.float64]) -> int:
-    """The largest of `GRAINS` of which far more values are multiples than chance has it, else 1; 0 says nothing."""
+    """The grain of values in units of their last printed digit; 0 says nothing."""
     units = units[units != 0]
-    for grain in GRAINS:
-        if np.mean(units % grain == 0) >= (1 + 1 / grain) / 2:
-            return grain
-    return 1
+    return grain_of({grain: float(np.mean(units % grain == 0)) for grain in GRAINS})
+
+
+def grain_of(multiples: Mapping[int, float]) -> int:
+    """The largest of `GRAINS` of which far more values are multiples than chance has it, else 1.
+
+    Args:
+        multiples: of each grain, the share of the values that are multiples.
+    """
+    return next((grain for grain in GRAINS if multiples[grain] >= (1 + 1 / grain) / 2), 1)

@@ -19,9 +19,14 @@ ROWS_PER_CELL = 5
 CHUNK = 65_536
 
 
-def bins_for(rows: int) -> int:
-    """Quantile bins per continuous column: about five rows in each cell of a pair's table, 4 to 20."""
-    return int(np.clip(round((rows / ROWS_PER_CELL) ** 0.5), FEWEST_BINS, MOST_BINS))
+def bins_for(rows: int, hidden: int = 0) -> int:
+    """Quantile bins per continuous column: about five rows in each cell of a pair's table, 4 to 20.
+
+    Args:
+        hidden: rows of a cell that sites may hold back, all sites together; a cell has about twice as many.
+    """
+    per_cell = max(ROWS_PER_CELL, 2 * hidden)
+    return int(np.clip(round((rows / per_cell) ** 0.5), FEWEST_BINS, MOST_BINS))
 
 
 def is_continuous(feature: Feature, column: pl.Series, in_effect: str) -> bool:
@@ -92,7 +97,11 @@ def all_pairs(codes: list[NDArray[np.int64]], sizes: list[int]) -> NDArray[np.fl
 
     Nats; shape (columns, columns); the diagonal is left 0.
     """
-    counts = pair_counts(codes, sizes)
+    return pairs_in(pair_counts(codes, sizes), sizes)
+
+
+def pairs_in(counts: NDArray[np.float64], sizes: list[int]) -> NDArray[np.float64]:
+    """`all_pairs` from counts of every pair of classes, those within one column apart."""
     starts = np.concatenate([[0], np.cumsum(sizes)])
     result = np.zeros((len(sizes), len(sizes)))
     for target in range(len(sizes)):

@@ -1,7 +1,7 @@
 """A site's registry in memory: from the declared table to one tidy frame with typed columns."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -160,18 +160,7 @@ def concat_registries(registries: Sequence[Registry], site: str) -> Registry:
     Raises:
         UserError: features differ, or two sites use the same patient identifier.
     """
-    features: list[Feature] = []
-    for registry in registries:
-        for place, feature in enumerate(registry.features):
-            known = next((f for f in features if f.column == feature.column), None)
-            if known is None:
-                features.insert(before(features, registry.features[place + 1 :]), feature)
-            elif printed(known) != printed(feature):
-                raise UserError(
-                    f"Site {registry.site!r} declares the feature {feature.column!r} differently from the sites "
-                    f"before it.",
-                    "Let the sites share one feature dictionary through `extends`.",
-                )
+    features = merge_features({registry.site: registry.features for registry in registries})
     for registry in registries:
         declared = {f.column for f in registry.features} | {x.column for x in registry.left_out}
         for feature in features:
@@ -192,6 +181,29 @@ def concat_registries(registries: Sequence[Registry], site: str) -> Registry:
     frame = frame.sort(PATIENT, maintain_order=True)
     outcomes = tuple({o.column: o for r in registries for o in r.outcomes}.values())
     return Registry(site, tuple(features), frame, tuple(nowhere.values()), registries[0].times, outcomes)
+
+
+def merge_features(declared: Mapping[str, Sequence[Feature]]) -> list[Feature]:
+    """The features that any site uses, in registry order.
+
+    Args:
+        declared: site -> the features that it uses.
+
+    Raises:
+        UserError: two sites declare a feature differently.
+    """
+    features: list[Feature] = []
+    for site, used in declared.items():
+        for place, feature in enumerate(used):
+            known = next((f for f in features if f.column == feature.column), None)
+            if known is None:
+                features.insert(before(features, used[place + 1 :]), feature)
+            elif printed(known) != printed(feature):
+                raise UserError(
+                    f"Site {site!r} declares the feature {feature.column!r} differently from the sites before it.",
+                    "Let the sites share one feature dictionary through `extends`.",
+                )
+    return features
 
 
 def before(features: list[Feature], following: Sequence[Feature]) -> int:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from common.questions.choices import Choices, build_choices
-from common.questions.codebook import Column, coarseness, support
+from common.questions.codebook import Column, coarseness, support, unit_counts
 from common.questions.printing import print_units, to_units
 from common.questions.randomness import hash_keys
 from common.study import Questions
@@ -57,7 +57,7 @@ def uniform_within(counts: np.ndarray) -> bool:
 
 def fitted(noted: np.ndarray) -> Column:
     """A column of whole numbers as the codebook has it."""
-    values, counts = support(pl.Series(noted, dtype=pl.Float64), 0)
+    values, counts = support(unit_counts(pl.Series(noted, dtype=pl.Float64), 0), 0)
     return column(values=values, counts=counts, grain=coarseness(noted))
 
 

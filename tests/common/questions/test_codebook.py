@@ -7,7 +7,7 @@ import pytest
 import tomli_w
 
 from common.errors import UserError
-from common.questions.codebook import Codebook, decimals_to_print, fit_codebook, support
+from common.questions.codebook import Codebook, decimals_to_print, fit_codebook, support, unit_counts
 from common.registry.config import Feature
 from common.registry.registry import Registry
 from common.study import Questions
@@ -83,7 +83,7 @@ def test_the_grain_is_how_most_values_are_noted(rounded: int, grain: int) -> Non
 
 def test_over_1000_values_are_thinned_by_patients_and_not_by_values() -> None:
     """Half of 4,000 rows are 0, the others 1 to 2,000: 500 of the 1,000 that stand for them are 0."""
-    values, counts = support(pl.Series([0.0] * 2000 + [float(i) for i in range(1, 2001)]), 0)
+    values, counts = support(unit_counts(pl.Series([0.0] * 2000 + [float(i) for i in range(1, 2001)]), 0), 0)
     assert (values[0], counts[0], len(values), sum(counts)) == ("0", 500, 501, 1000)
     assert set(np.diff(sorted(map(int, values[1:])))) == {4}
 
