@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from common.errors import UserError
@@ -24,6 +25,7 @@ def value(module: nn.Module) -> float:
 
 
 def test_it_moves_by_its_share_at_every_second_step(tmp_path: Path) -> None:
+    Accelerator(cpu=True)  # TRL asks it whether DeepSpeed has split the parameters
     reference, policy = layer(0.0), layer(0.0)
     moving = MovingReference(reference, policy, Grpo(beta=0.1, reference_every=2, reference_alpha=0.75), tmp_path)
     moving.start(0)
