@@ -90,7 +90,7 @@ class TrainingRecords:
 
     def decimals(self, feature: Feature) -> int:
         """The most decimals with which any site prints a number."""
-        columns = [book.columns[feature.column] for book in self.codebooks.values() if feature.column in book.columns]
+        columns = [book.of(feature) for book in self.codebooks.values() if feature.quantity in book.columns]
         return max((column.decimals for column in columns), default=0)
 
 

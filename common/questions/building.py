@@ -1,7 +1,8 @@
 """From a registry to questions: one row per question, built feature by feature for all patients at once."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -9,13 +10,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from common.questions.choices import Choices, build_choices
-from common.questions.codebook import Codebook
+from common.questions.codebook import Codebook, Column
 from common.questions.paper_choices import paper_choices
 from common.questions.printing import AS_RECORDED
 from common.questions.randomness import Keys, combine, hash_keys
 from common.questions.rendering import (
     SYSTEM,
-    Wording,
     ask_masked,
     ask_shown,
     line_columns,
@@ -33,6 +33,7 @@ SCHEMA = pl.Schema(
         "question_id": pl.String(),
         "site": pl.String(),
         "patient": pl.String(),
+        "record": pl.Int64(),
         "task": pl.String(),
         "feature": pl.String(),
         "section": pl.String(),
@@ -41,12 +42,33 @@ SCHEMA = pl.Schema(
         "prompt": pl.String(),
         "choices": pl.List(pl.String()),
         "answer": pl.Int64(),
+        "reference": pl.String(),
     }
 )
+"""`record`: which of the patient's rows. `reference`: the right answer's text. A question with choices has `answer`,
+the index of `reference` among them; one without has an empty list and null."""
 ID_LENGTH = 16
 MASKED_VALUE = "masked_value"
 LOOKUP = "lookup"
 CHOICES = "//choices"
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked of every record that holds the answer.
+
+    `sentence`: the question; `column`: the statistics from which choices are made; `shown`: the features that stand
+    in the record; `masked`: whether the target is one of them, printed as `[MASK]`; `answers`: printed value -> answer,
+    others stay as printed; `order`: of the choices, where letters are not shuffled.
+    """
+
+    target: Feature
+    sentence: str
+    column: Column
+    shown: tuple[Feature, ...]
+    masked: bool = False
+    answers: Mapping[str, str] = field(default_factory=dict)
+    order: tuple[str, ...] = ()
 
 
 class Built(NamedTuple):
@@ -58,11 +80,7 @@ class Built(NamedTuple):
 
 def askable(features: Iterable[Feature], codebook: Codebook, spec: Questions) -> list[Feature]:
     """The features whose value can be masked: declared so, of a kind that is asked, and varying in training."""
-    return [
-        f
-        for f in features
-        if f.ask and codebook.columns[f.column].maskable and codebook.columns[f.column].kind in spec.ask
-    ]
+    return [f for f in features if f.ask and codebook.of(f).maskable and codebook.of(f).kind in spec.ask]
 
 
 def build_questions(
@@ -96,13 +114,36 @@ def build_counted(
     per_patient: int | None,
 ) -> Built:
     """`build_questions`, and how many questions were dropped."""
+    queries = [
+        Query(
+            f,
+            ask_masked(f),
+            codebook.of(f),
+            tuple(shown_with(f, registry.features, registry.times, codebook)),
+            masked=True,
+        )
+        for f in askable(registry.features, codebook, spec)
+    ]
+    return build_asked(MASKED_VALUE, queries, registry, patients, codebook, spec, seed, per_patient)
+
+
+def build_asked(
+    task: str,
+    queries: Sequence[Query],
+    registry: Registry,
+    patients: Iterable[str],
+    codebook: Codebook,
+    spec: Questions,
+    seed: int,
+    per_patient: int | None,
+) -> Built:
+    """The `queries` about `patients`' records, `per_patient` of them at random for each record or all."""
     frame = registry.frame.filter(pl.col("patient").is_in(sorted(set(patients))))
-    targets = askable(registry.features, codebook, spec)
-    keys = question_keys(frame, targets, seed)
-    wanted = present(frame, targets)
+    keys = question_keys(frame, queries, task, seed)
+    wanted = present(frame, queries)
     if per_patient is not None:
         wanted &= lowest(combine(keys, hash_keys(seed, "draw", ["feature"])), wanted, per_patient, axis=1)
-    return construct(registry, frame, targets, wanted, keys, codebook, spec, MASKED_VALUE)
+    return construct(registry, frame, queries, wanted, keys, codebook, spec, task)
 
 
 def lookup_questions(registry: Registry, codebook: Codebook, spec: Questions, seed: int, n: int) -> pl.DataFrame:
@@ -113,24 +154,37 @@ def lookup_questions(registry: Registry, codebook: Codebook, spec: Questions, se
     `build_questions`.
     """
     frame = registry.frame
-    targets = askable(registry.features, codebook, spec)
-    keys = question_keys(frame, targets, seed)
-    wanted = present(frame, targets)
+    queries = [
+        Query(
+            f,
+            ask_shown(f),
+            codebook.of(f),
+            tuple(shown_with(f, registry.features, registry.times, codebook, masked=False)),
+        )
+        for f in askable(registry.features, codebook, spec)
+    ]
+    keys = question_keys(frame, queries, LOOKUP, seed)
+    wanted = present(frame, queries)
     wanted &= lowest(combine(keys, hash_keys(seed, "draw", ["lookup"])), wanted, n, axis=None)
-    return construct(registry, frame, targets, wanted, keys, codebook, spec, LOOKUP).questions
+    return construct(registry, frame, queries, wanted, keys, codebook, spec, LOOKUP).questions
 
 
-def question_keys(frame: pl.DataFrame, targets: Sequence[Feature], seed: int) -> Keys:
-    """Random keys of all possible questions, shape (rows, targets). A patient's second row gets keys of its own."""
-    name = pl.col("patient") + "|" + pl.int_range(pl.len()).over("patient").cast(pl.String)
+RECORD = pl.int_range(pl.len(), dtype=pl.Int64).over("patient")
+"""Which of its patient's rows a row is."""
+
+
+def question_keys(frame: pl.DataFrame, queries: Sequence[Query], task: str, seed: int) -> Keys:
+    """Random keys of all possible questions, shape (rows, queries). A patient's second row gets keys of its own."""
+    name = pl.col("patient") + "|" + RECORD.cast(pl.String)
     rows = hash_keys(seed, "row", frame.select(name).to_series())
-    return combine(rows[:, None], hash_keys(seed, "feature", [f.column for f in targets])[None, :])
+    prefix = "" if task in (MASKED_VALUE, LOOKUP) else f"{task}|"
+    return combine(rows[:, None], hash_keys(seed, "feature", [prefix + q.target.column for q in queries])[None, :])
 
 
-def present(frame: pl.DataFrame, targets: Sequence[Feature]) -> NDArray[np.bool_]:
-    mask = np.zeros((frame.height, len(targets)), dtype=bool)
-    for i, feature in enumerate(targets):
-        mask[:, i] = frame[feature.column].is_not_null().to_numpy()
+def present(frame: pl.DataFrame, queries: Sequence[Query]) -> NDArray[np.bool_]:
+    mask = np.zeros((frame.height, len(queries)), dtype=bool)
+    for i, query in enumerate(queries):
+        mask[:, i] = frame[query.target.column].is_not_null().to_numpy()
     return mask
 
 
@@ -147,50 +201,47 @@ def lowest(priority: Keys, among: NDArray[np.bool_], count: int, axis: int | Non
 def construct(
     registry: Registry,
     frame: pl.DataFrame,
-    targets: Sequence[Feature],
+    queries: Sequence[Query],
     wanted: NDArray[np.bool_],
     keys: Keys,
     codebook: Codebook,
     spec: Questions,
     task: str,
 ) -> Built:
-    """The questions of the `wanted` (row, target) pairs, in that order."""
-    paper = spec.fidelity == "paper"
-    if not paper and any(codebook.columns[f.column].decimals == AS_RECORDED for f in targets):
+    """The questions of the `wanted` (row, query) pairs, in that order."""
+    if spec.fidelity != "paper" and any(q.column.decimals == AS_RECORDED for q in queries):
         raise ValueError("a codebook of the paper's construction cannot serve a strict study")
-    masked = task == MASKED_VALUE
-    wording: Wording = ask_masked if masked else ask_shown
     printed = value_columns(frame, registry.features, codebook)
     lines = line_columns(printed, registry.features)
+    records = frame.select("patient", RECORD.alias("record"))
     parts, dropped = [], 0
-    for i, feature in enumerate(targets):
+    for i, query in enumerate(queries):
         rows = np.flatnonzero(wanted[:, i])
         if not len(rows):
             continue
-        column, truth = codebook.columns[feature.column], feature.column
-        if paper:
-            choices = paper_choices(column, printed[truth][rows], spec, keys[rows, i])
-            kept = (choices.texts.list.len() > 1).to_numpy()
+        target = query.target.column
+        truth = printed[target][rows].replace(query.answers) if query.answers else printed[target][rows]
+        choices = make_choices(query, frame[target][rows], truth, spec, keys[rows, i])
+        kept = (choices.texts.list.len() > 1).to_numpy()
+        if not kept.all():
             dropped += int((~kept).sum())
-            if not kept.any():
-                continue
-            rows, choices = rows[kept], Choices(choices.texts.filter(kept), choices.answer.filter(kept))
-        else:
-            choices = build_choices(column, frame[truth][rows], printed[truth][rows], spec, keys[rows, i])
-        shown = shown_with(feature, registry.features, registry.times, codebook, masked)
-        record = record_parts(shown, feature.column if masked else None, registry.features)
-        prompt = prompt_expression(record, wording(feature), pl.col(CHOICES), spec.max_choices)
-        needed = {truth, *prompt.meta.root_names()} - {CHOICES}
+            rows, truth = rows[kept], truth.filter(kept)
+            choices = Choices(choices.texts.filter(kept), choices.answer.filter(kept))
+        record = record_parts(query.shown, target if query.masked else None, registry.features)
+        prompt = prompt_expression(record, query.sentence, pl.col(CHOICES), spec.max_choices)
+        needed = {target, *prompt.meta.root_names()} - {CHOICES}
         prompts = lines.select(needed)[rows].with_columns(choices.texts.alias(CHOICES)).select(prompt)
         parts.append(
-            pl.DataFrame(
-                {"row": rows, "place": i, "patient": frame["patient"][rows], "choices": choices.texts}
-            ).with_columns(
-                pl.lit(feature.column).alias("feature"),
-                pl.lit(feature.section).alias("section"),
-                pl.lit(column.kind).alias("kind"),
+            records[rows].with_columns(
+                pl.Series("row", rows),
+                pl.lit(i).alias("place"),
+                pl.lit(target).alias("feature"),
+                pl.lit(query.target.section).alias("section"),
+                pl.lit(query.column.kind).alias("kind"),
                 prompts.to_series().alias("prompt"),
+                choices.texts.alias("choices"),
                 choices.answer.alias("answer"),
+                truth.alias("reference"),
             )
         )
     if not parts:
@@ -203,12 +254,36 @@ def construct(
     return Built(finished, dropped)
 
 
+def make_choices(query: Query, raw: pl.Series, truth: pl.Series, spec: Questions, keys: Keys) -> Choices:
+    """Args: raw, truth: the answers as the registry has them and as they are printed, shape (n,), no null."""
+    if spec.fidelity == "paper":
+        choices = paper_choices(query.column, truth, spec, keys)
+    else:
+        choices = build_choices(query.column, raw, truth, spec, keys)
+    return in_order(choices, query.order) if query.order else choices
+
+
+def in_order(choices: Choices, order: Sequence[str]) -> Choices:
+    """The same choices in one order for all questions; what the order does not name comes last, by its text."""
+    place = {text: i for i, text in enumerate(order)}
+    texts = [sorted(row, key=lambda text: (place.get(text, len(place)), text)) for row in choices.texts.to_list()]
+    truth = choices.texts.list.get(choices.answer)
+    answer = [row.index(text) for row, text in zip(texts, truth, strict=True)]
+    return Choices(
+        pl.Series(choices.texts.name, texts, dtype=pl.List(pl.String)),
+        pl.Series(choices.answer.name, answer, dtype=pl.Int64),
+    )
+
+
 def question_ids(site: str, task: str, questions: pl.DataFrame) -> pl.Series:
-    """Short SHA-256 of what the question is: site, patient, task, feature and choices in their order."""
+    """Short SHA-256 of what the question is: site, patient, task, feature, choices in their order, and the record of
+    a patient who has several."""
+    place = pl.when(pl.col("record") > 0).then(pl.format("|record {}", "record")).otherwise(pl.lit(""))
     texts = questions.select(
         pl.concat_str(
             [pl.lit(site), "patient", pl.lit(task), "feature", pl.col("choices").list.join("|")], separator="|"
         )
+        + place
     ).to_series()
     ids = [hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH] for text in texts]
     return pl.Series("question_id", ids, dtype=pl.String)

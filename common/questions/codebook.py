@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from common.errors import UserError
 from common.questions.information import all_pairs, bins_for, classes, is_continuous
 from common.questions.printing import print_units, print_values, to_units
+from common.questions.variables import as_quantities, pooled, quantities, stacked
 from common.registry.config import Feature
 from common.study import Questions
 
@@ -38,9 +39,10 @@ class Component:
 
 @dataclass(frozen=True)
 class Column:
-    """Statistics of one feature among the training patients.
+    """Statistics of one quantity among the training patients: of a feature, or of all columns of a variable.
 
-    `kind` is the kind in effect: a number with at most 20 distinct printed values is a category.
+    `column` is the feature's column or the variable's name. `kind` is the kind in effect: a number with at most 20
+    distinct printed values is a category.
     `values` are printed values, the most frequent first, with their `counts`: of a category all of them, and of a
     number as well unless they are over 1,000; then 1,000 rows spread evenly over the sorted ones stand for all
     (all of them under `paper`). `decimals` are printed of a number; of a date, 1 means that it has a time of day.
@@ -63,11 +65,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Codebook:
-    """`columns` in registry order; `excluded` names, for a masked column, those left out of its prompt."""
+    """`columns` by quantity (`Feature.quantity`), in registry order; `excluded` names, for a masked quantity, those
+    left out of its prompt."""
 
     columns: dict[str, Column]
     excluded: dict[str, tuple[str, ...]]
     mi_threshold: float
+
+    def of(self, feature: Feature) -> Column:
+        return self.columns[feature.quantity]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and tables without nulls, ready for TOML or JSON."""
@@ -124,7 +130,8 @@ def fit_codebook(frame: pl.DataFrame, features: Sequence[Feature], spec: Questio
         from common.questions.paper_codebook import fit_paper
 
         return fit_paper(frame, features, spec, seed)
-    columns = {f.column: fit_column(frame[f.column], f) for f in features}
+    values = pooled(frame, features)
+    columns = {q.column: fit_column(values[q.column], q) for q in as_quantities(features)}
     nats = binned_pairs(frame, features, columns)
     return Codebook(columns, shortcuts(nats, columns, spec.mi_threshold), spec.mi_threshold)
 
@@ -132,7 +139,19 @@ def fit_codebook(frame: pl.DataFrame, features: Sequence[Feature], spec: Questio
 def binned_pairs(
     frame: pl.DataFrame, features: Sequence[Feature], columns: Mapping[str, Column]
 ) -> NDArray[np.float64]:
-    """`[target, other]` in nats, by counts of quantile bins, in the order of `features`."""
+    """`[target, other]` in nats, by counts of quantile bins, in the order of the quantities (variables.py)."""
+    named = as_quantities(features)
+    nats = binned_columns(stacked(frame, features), named, columns)
+    alone = [place for place, measured in enumerate(quantities(features).values()) if not measured[0].variable]
+    if len(alone) < len(named):
+        nats[np.ix_(alone, alone)] = binned_columns(frame, [named[place] for place in alone], columns)
+    return nats
+
+
+def binned_columns(
+    frame: pl.DataFrame, features: Sequence[Feature], columns: Mapping[str, Column]
+) -> NDArray[np.float64]:
+    """`[target, other]` in nats between the features' columns."""
     bins = bins_for(frame.height)
     coded = [
         classes(frame[f.column], is_continuous(f, frame[f.column], columns[f.column].kind), bins) for f in features
@@ -141,7 +160,7 @@ def binned_pairs(
 
 
 def shortcuts(nats: NDArray[np.float64], columns: Mapping[str, Column], threshold: float) -> dict[str, tuple[str, ...]]:
-    """For each maskable column those that hold more than `threshold` nats about it; `nats` is [target, other]."""
+    """For each maskable quantity those that hold more than `threshold` nats about it; `nats` is [target, other]."""
     names = list(columns)
     excluded = {
         target: tuple(names[j] for j in np.flatnonzero(nats[i] > threshold))

@@ -17,6 +17,7 @@ from common.questions.codebook import binned_pairs, fit_column
 from common.questions.paper_codebook import fit_recorded, neighbour_pairs
 from common.questions.randomness import derive_seed
 from common.questions.site_questions import choose
+from common.questions.variables import as_quantities, stacked
 from common.registry.config import read_registry_config
 from common.registry.registry import Registry, load_registry
 
@@ -44,11 +45,12 @@ class Agreement:
 def compare(registry: Registry, threshold: float, rows: int, seed: int) -> Agreement:
     """Both estimators on the same patients, at most `rows` of them, each with its own fidelity's columns."""
     patients = choose(sorted(set(registry.frame["patient"])), rows, derive_seed(seed, "estimators"))
-    frame = registry.frame.filter(pl.col("patient").is_in(patients))
-    strict = {f.column: fit_column(frame[f.column], f) for f in registry.features}
-    paper = {f.column: fit_recorded(frame[f.column], f, seed) for f in registry.features}
-    binned = binned_pairs(frame, registry.features, strict)
-    neighbours = neighbour_pairs(frame, registry.features, paper, seed)
+    frame = stacked(registry.frame.filter(pl.col("patient").is_in(patients)), registry.features)
+    features = as_quantities(registry.features)
+    strict = {f.column: fit_column(frame[f.column], f) for f in features}
+    paper = {f.column: fit_recorded(frame[f.column], f, seed) for f in features}
+    binned = binned_pairs(frame, features, strict)
+    neighbours = neighbour_pairs(frame, features, paper, seed)
     asked = np.array([strict[c].maskable and paper[c].maskable for c in strict])
     counted = asked[:, None] & ~np.eye(len(asked), dtype=bool)
     by_bins, by_neighbours = binned > threshold, neighbours > threshold

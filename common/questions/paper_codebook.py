@@ -25,6 +25,7 @@ from common.questions.codebook import (
 from common.questions.neighbours import all_pairs, mixed
 from common.questions.printing import AS_RECORDED, print_values
 from common.questions.randomness import derive_seed
+from common.questions.variables import as_quantities, pooled, quantities
 from common.registry.config import Feature
 from common.study import Questions
 
@@ -35,8 +36,13 @@ DIGITS = 9
 
 def fit_paper(frame: pl.DataFrame, features: Sequence[Feature], spec: Questions, seed: int) -> Codebook:
     """Args: frame: rows of all patients, not empty; seed: of the mixtures' starting points and of broken ties."""
-    columns = {f.column: fit_recorded(frame[f.column], f, seed) for f in features}
-    nats = neighbour_pairs(frame, features, columns, seed)
+    values = pooled(frame, features)
+    columns = {q.column: fit_recorded(values[q.column], q, seed) for q in as_quantities(features)}
+    # The reference has no shortcut filter for hourly tables.
+    alone = [f for f in features if not f.variable]
+    places = [place for place, measured in enumerate(quantities(features).values()) if not measured[0].variable]
+    nats = np.zeros((len(columns), len(columns)))
+    nats[np.ix_(places, places)] = neighbour_pairs(frame, alone, columns, seed)
     return Codebook(columns, shortcuts(nats, columns, spec.mi_threshold), spec.mi_threshold)
 
 

@@ -3,7 +3,7 @@
 Everything for many patients is a polars expression; the functions on strings say the same for one question.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import polars as pl
 
@@ -17,19 +17,22 @@ WHOLE_SECTION = "//section/"
 """Before a section's name: the column of its whole block."""
 SYSTEM = "Answer without a disclaimer. Give the final answer, the letter only, within \\boxed{}."
 
-Wording = Callable[[Feature], str]
-
 
 def label(feature: Feature) -> str:
     return f"{feature.name} ({feature.unit})" if feature.unit else feature.name
 
 
+def label_and_time(feature: Feature) -> str:
+    """A variable stands in several sections, one for each time, so a question names the section."""
+    return f"{label(feature)} in [{feature.section}]" if feature.variable else label(feature)
+
+
 def ask_masked(feature: Feature) -> str:
-    return f"What is the masked value of {label(feature)}?"
+    return f"What is the masked value of {label_and_time(feature)}?"
 
 
 def ask_shown(feature: Feature) -> str:
-    return f"What is the value of {label(feature)}?"
+    return f"What is the value of {label_and_time(feature)}?"
 
 
 def render_choices(choices: Sequence[str]) -> str:
@@ -48,7 +51,7 @@ def render_question(record: str, question: str, choices: Sequence[str]) -> str:
 
 def value_columns(frame: pl.DataFrame, features: Sequence[Feature], codebook: Codebook) -> pl.DataFrame:
     """Every value as it is printed, one text column per feature, missing null."""
-    return frame.select(print_values(f, codebook.columns[f.column].decimals).alias(f.column) for f in features)
+    return frame.select(print_values(f, codebook.of(f).decimals).alias(f.column) for f in features)
 
 
 def line_columns(values: pl.DataFrame, features: Sequence[Feature]) -> pl.DataFrame:
@@ -84,11 +87,18 @@ def shown_with(
     """The features that stand in the record of a question about `target`, itself included, in registry order.
 
     What becomes known later than the target is not shown (`times`: the moments, the earliest first). With the target
-    masked, the features that would give it away (the codebook's excluded pairs) are left out.
+    masked, the features that would give it away are left out: the codebook's excluded pairs, and the same quantity at
+    other times, since most of it goes on as it was (a forecast is where its course is shown).
     """
-    excluded = codebook.excluded.get(target.column, ()) if masked else ()
-    later = times[times.index(target.known) + 1 :]
-    return [f for f in features if f.column == target.column or (f.column not in excluded and f.known not in later)]
+    excluded = {target.quantity, *codebook.excluded.get(target.quantity, ())} if masked else set()
+    shown = known_at(target.known, features, times)
+    return [f for f in shown if f.column == target.column or f.quantity not in excluded]
+
+
+def known_at(moment: str, features: Sequence[Feature], times: Sequence[str]) -> list[Feature]:
+    """The features whose values are known at a moment, in registry order."""
+    later = times[times.index(moment) + 1 :]
+    return [f for f in features if f.known not in later]
 
 
 def record_parts(shown: Sequence[Feature], masked: str | None, features: Sequence[Feature]) -> list[pl.Expr]:

@@ -41,6 +41,11 @@ class Feature(Strict):
     clean: Clean = Clean()
     """What is repaired before the value is read."""
 
+    @property
+    def quantity(self) -> str:
+        """The name under which the codebook has its statistics: the variable's, or the column's."""
+        return self.variable or self.column
+
     @model_validator(mode="after")
     def cleaned(self) -> "Feature":
         self.clean.fits(self.column, self.kind, self.values)
@@ -186,6 +191,7 @@ class RegistryConfig(Strict):
                 )
         for outcome in self.outcomes:
             self.check_outcome(outcome)
+        self.check_variables()
         labels = [(f.section, f.name) for f in self.features]
         same = sorted({x for x in labels if labels.count(x) > 1})
         if same:
@@ -208,6 +214,27 @@ class RegistryConfig(Strict):
         cleaned = [*(f.clean for f in self.features), *self.clean.values()]
         if any(clean.yes_no for clean in cleaned) and not (self.words.yes and self.words.no):
             raise ValueError("clean.yes_no needs the words; give a [words] table with the lists yes and no")
+
+    def check_variables(self) -> None:
+        first: dict[str, Feature] = {}
+        for feature in (f for f in self.features if f.variable):
+            other = first.setdefault(feature.variable, feature)
+            if (other.kind, other.unit, other.ordinal) != (feature.kind, feature.unit, feature.ordinal):
+                raise ValueError(
+                    f"features {other.column!r} and {feature.column!r} are one variable, {feature.variable!r}, but of "
+                    "another kind, unit or ordinal; make them alike or give them different variables"
+                )
+        for feature in self.features:
+            if not feature.variable and feature.column in first:
+                raise ValueError(
+                    f"column {feature.column!r} has the name of a variable; rename the variable or make it its column"
+                )
+        moments = [(f.variable, f.section) for f in self.features if f.variable]
+        twice = sorted({m for m in moments if moments.count(m) > 1})
+        if twice:
+            raise ValueError(
+                f"variable {twice[0][0]!r} has two columns in section {twice[0][1]!r}; give each time its own section"
+            )
 
     def check_outcome(self, outcome: Outcome) -> None:
         known = {f.column: f.known for f in self.features}

@@ -31,7 +31,7 @@ def pooled_codebook(registries: Sequence[Registry], training: Mapping[str, Seque
 
 def unseen_questions(registry: Registry, codebook: Codebook, study: Study) -> pl.DataFrame:
     """Test questions (question frame) about at most `evaluation.patients_per_site` patients of the site."""
-    known = tuple(f for f in registry.features if f.column in codebook.columns)
+    known = tuple(f for f in registry.features if f.quantity in codebook.columns)
     seen = replace(registry, features=known, frame=registry.frame.select(PATIENT, *(f.column for f in known)))
     patients = sorted(set(seen.frame[PATIENT]))
     asked = choose(patients, study.evaluation.patients_per_site, derive_seed(study.seed, "test"))

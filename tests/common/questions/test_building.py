@@ -58,6 +58,7 @@ def test_any_registry_gives_well_formed_questions(
         assert asking.split("\n")[1:] == [f"{c}. {t}" for c, t in zip("ABCDE", q["choices"], strict=False)]
         truth = row[q["feature"]][0]
         answer = q["choices"][q["answer"]]
+        assert (q["record"], q["reference"]) == (0, answer)
         if target.kind == "number":
             assert abs(float(answer) - truth) <= 0.5 * 10**-column.decimals * (1 + 1e-9)
             assert {len(c.partition(".")[2]) for c in q["choices"]} == {column.decimals}
@@ -117,6 +118,8 @@ def test_two_rows_of_a_patient_are_two_questions(clinic: Registry) -> None:
     questions = everything(Registry("twice", clinic.features, twice.sort("patient")), fit(clinic))
     pressure = questions.filter(pl.col("feature") == "pressure")
     assert pressure.height == 100 and pressure["question_id"].n_unique() == 100
+    assert pressure["record"].to_list() == [0, 1] * 50
+    assert questions["question_id"].is_unique().all()
 
 
 def test_nothing_to_ask_is_an_empty_frame_of_the_same_shape(clinic: Registry) -> None:

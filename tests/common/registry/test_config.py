@@ -159,3 +159,25 @@ def test_an_encoding_belongs_to_text_files(tmp_path: Path) -> None:
         Table(source="csv", path="t.csv", encoding="klingon")
     with pytest.raises(ValidationError, match="belongs to CSV and SQLite"):
         Table(source="parquet", path="t.parquet", encoding="cp1252")
+
+
+WINDOWS = """
+  { column = "c0", name = "C", section = "T0", kind = "number", variable = "c" },
+  { column = "c1", name = "C", section = "T1", kind = "number", variable = "c" },
+]
+[table]"""
+VARIABLES = BASE.replace("]\n[table]", WINDOWS)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "instead", "message"),
+    [
+        ('section = "T1", kind = "number"', 'section = "T1", kind = "category"', "of another kind, unit or ordinal"),
+        ('column = "a"', 'column = "c"', "'c' has the name of a variable"),
+        ('name = "C", section = "T1"', 'name = "D", section = "T0"', "two columns in section 'T0'"),
+    ],
+)
+def test_columns_of_a_variable_are_one_quantity(tmp_path: Path, wrong: str, instead: str, message: str) -> None:
+    assert len(read_registry_config(write(tmp_path, base=VARIABLES)).features) == 4
+    with pytest.raises(UserError, match=message):
+        read_registry_config(write(tmp_path, base=VARIABLES.replace(wrong, instead)))
