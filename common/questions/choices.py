@@ -69,13 +69,13 @@ def categorical_choices(column: Column, printed: pl.Series, spec: Questions, key
     values = pl.Series(column.values, dtype=pl.String)
     truth = places(printed, values)
     distractors = draw_others(np.array(column.counts, dtype=np.float64), truth, count - 1, keys)
-    return arrange([printed, *(values[distractors[:, i]] for i in range(count - 1))], keys)
+    return arrange(pl.concat([printed.alias("text"), values[distractors.ravel(order="F")].alias("text")]), count, keys)
 
 
 def places(printed: pl.Series, values: pl.Series) -> Ints:
     """Where each text stands among distinct `values`; -1 where it does not."""
-    found = printed.replace_strict(values, pl.int_range(len(values), eager=True), default=-1, return_dtype=pl.Int64)
-    return found.to_numpy()
+    found = printed.cast(pl.Enum(values), strict=False).to_physical()
+    return np.where(found.is_null().to_numpy(), -1, found.cast(pl.Int64).to_numpy()).astype(np.int64)
 
 
 def draw_others(weights: Floats, truth: Ints, count: int, keys: Keys) -> Ints:
@@ -93,10 +93,9 @@ def numeric_choices(column: Column, truth: pl.Series, spec: Questions, keys: Key
     # As far apart as the most frequent value is wide, so that no two choices meet in it where that can be helped.
     spacing = min(1 / count, max(spec.difficulty / EVEN / count, noted.counts.max() / noted.counts.sum()))
     table = ring(noted, units, count, spacing, keys)
-    printed = pl.DataFrame(table, schema=[str(i) for i in range(count)], orient="row").select(
-        print_units(pl.col(str(i)), column.decimals).alias(str(i)) for i in range(count)
-    )
-    return arrange(printed.get_columns(), keys)
+    flat = pl.Series("text", table.ravel(order="F")).to_frame()
+    printed = flat.select(print_units(pl.col("text"), column.decimals)).to_series()
+    return arrange(printed, count, keys)
 
 
 class Cells(NamedTuple):
@@ -167,14 +166,18 @@ def apart(cells: Cells, held: Ints, keys: Keys) -> Ints:
     return held
 
 
-def arrange(columns: list[pl.Series], keys: Keys) -> Choices:
-    """Shuffle each row of choices; column 0 is the truth and goes to a uniform random letter."""
-    order = np.argsort(uniform(keys, "letters", len(columns)), axis=1, kind="stable")
-    return Choices(in_order(columns, order), pl.Series("answer", np.argmin(order, axis=1).astype(np.int64)))
+def arrange(texts: pl.Series, count: int, keys: Keys) -> Choices:
+    """Shuffle each row of choices; the truth goes to a uniform random letter.
+
+    Args:
+        texts: all first choices (the truths), then all second ones, and so on: shape (count * n,).
+    """
+    order = np.argsort(uniform(keys, "letters", count), axis=1, kind="stable")
+    return Choices(in_order(texts, order), pl.Series("answer", np.argmin(order, axis=1).astype(np.int64)))
 
 
-def in_order(columns: list[pl.Series], order: Ints) -> pl.Series:
-    """Each row's texts in its own order, as lists; `order`: places in `columns`, shape (n, len(columns))."""
+def in_order(texts: pl.Series, order: Ints) -> pl.Series:
+    """Each row's texts in its own order, as lists; `order`: which of its choices stands where, shape (n, count)."""
     rows = np.arange(len(order))[:, None]
-    texts = pl.concat([c.alias("choices") for c in columns])
-    return texts[(order * len(order) + rows).ravel()].reshape(order.shape).arr.to_list()
+    table = texts[(order * len(order) + rows).ravel()].reshape(order.shape)
+    return table.cast(pl.List(pl.String)).alias("choices")

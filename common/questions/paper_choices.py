@@ -41,22 +41,25 @@ def paper_choices(column: Column, printed: pl.Series, spec: Questions, keys: Key
     numbers = as_numbers(pl.Series(column.values, dtype=pl.String)).to_numpy()
     is_word = np.isnan(numbers) if column.kind == "number" else np.ones(len(numbers), dtype=bool)
     most = spec.max_choices - 1
-    words, wanted = word_distractors(column, is_word, printed, most, keys)
-    texts = [printed, *words]
+    words, is_there, wanted = word_distractors(column, is_word, printed, most, keys)
+    texts, there = [printed, words], [np.ones((len(keys), 1), dtype=bool), is_there]
     if column.kind == "number":
         truth = as_numbers(printed).to_numpy()
         rungs = numeric_distractors(column, numbers, truth, most - wanted, most, spec, keys)
-        texts += print_distractors(column, rungs, truth)
-    return shuffle(texts, keys)
+        rounded, is_there = print_distractors(column, rungs, truth)
+        texts.append(rounded)
+        there.append(is_there)
+    return shuffle(pl.concat([text.alias("text") for text in texts]), np.column_stack(there), keys)
 
 
 def word_distractors(
     column: Column, is_word: NDArray[np.bool_], printed: pl.Series, most: int, keys: Keys
-) -> tuple[list[pl.Series], Ints]:
+) -> tuple[pl.Series, NDArray[np.bool_], Ints]:
     """Binomial(most, 1 - float_ratio) categories without replacement by frequency, never the truth.
 
     Returns:
-        texts: `most` columns, null where a row has fewer; how many each row has, shape (n,).
+        all first ones, then all second ones, and so on: texts, shape (most * n,); which are there, shape (n, most);
+        how many each row has, shape (n,).
     """
     values = pl.Series(column.values, dtype=pl.String).filter(is_word)
     counts = np.array(column.counts, dtype=np.float64)[is_word]
@@ -64,12 +67,10 @@ def word_distractors(
     drawn = (uniform(keys, "binomial", most) > column.float_ratio).sum(axis=1)
     wanted = np.minimum(drawn, len(values) - (truth >= 0))
     others = draw_others(counts, truth, most, keys)
-    none = len(values)
-    picked = np.full((len(keys), most), none)
+    picked = np.full((len(keys), most), len(values))
     picked[:, : others.shape[1]] = others
-    picked[np.arange(most) >= wanted[:, None]] = none
-    texts = values.extend_constant(None, 1)
-    return [texts[picked[:, i]] for i in range(most)], wanted
+    texts = values.extend_constant(None, 1)[picked.ravel(order="F")]
+    return texts, np.arange(most) < wanted[:, None], wanted
 
 
 def numeric_distractors(
@@ -127,11 +128,15 @@ def observed(column: Column, numbers: Floats, truth: Floats, most: int, keys: Ke
     return table
 
 
-def print_distractors(column: Column, rungs: Floats, truth: Floats) -> list[pl.Series]:
-    """As text, whole or with 1 decimal; null for a negative one of a column that has hardly any, and for a duplicate.
+def print_distractors(column: Column, rungs: Floats, truth: Floats) -> tuple[pl.Series, NDArray[np.bool_]]:
+    """As text, whole or with 1 decimal.
 
     Args:
         rungs: shape (n, most), NaN where there is none; truth: shape (n,).
+
+    Returns:
+        all first ones, then all second ones, and so on: texts, shape (most * n,); which are there, shape (n, most):
+        no negative one of a column that has hardly any, and no duplicate.
     """
     if column.share_nonnegative > NONNEGATIVE:
         rungs = np.where(rungs < 0, np.nan, rungs)
@@ -141,18 +146,18 @@ def print_distractors(column: Column, rungs: Floats, truth: Floats) -> list[pl.S
     there &= units / 10**decimals != truth[:, None]
     for i in range(1, rungs.shape[1]):
         there[:, i] &= ~((units[:, :i] == units[:, i : i + 1]) & there[:, :i]).any(axis=1)
-    return [
-        pl.DataFrame({"units": units[:, i], "there": there[:, i]})
-        .select(pl.when("there").then(print_units(pl.col("units"), decimals)))
-        .to_series()
-        for i in range(rungs.shape[1])
-    ]
+    flat = pl.Series("text", units.ravel(order="F")).to_frame()
+    return flat.select(print_units(pl.col("text"), decimals)).to_series(), there
 
 
-def shuffle(columns: list[pl.Series], keys: Keys) -> Choices:
-    """Each row's texts in random order without its nulls; column 0 is the truth, at a uniform random letter."""
-    there = np.column_stack([c.is_not_null().to_numpy() for c in columns])
-    draws = np.where(there, uniform(keys, "letters", len(columns)), 2.0)
+def shuffle(texts: pl.Series, there: NDArray[np.bool_], keys: Keys) -> Choices:
+    """Each row's texts that are there, in random order; the truth stands at a uniform random letter.
+
+    Args:
+        texts: all truths, then all first distractors, and so on, shape (k * n,); there: shape (n, k).
+    """
+    draws = np.where(there, uniform(keys, "letters", there.shape[1]), 2.0)
     order = np.argsort(draws, axis=1, kind="stable")
-    texts = in_order(columns, order).list.drop_nulls()
+    lists = in_order(texts, order).to_frame().with_columns(pl.Series("count", there.sum(axis=1)))
+    texts = lists.select(pl.col("choices").list.head(pl.col("count"))).to_series()
     return Choices(texts, pl.Series("answer", np.argmin(order, axis=1).astype(np.int64)))

@@ -89,8 +89,8 @@ def fit_recorded(column: pl.Series, feature: Feature, seed: int) -> Column:
 
 def as_numbers(texts: pl.Series) -> pl.Series:
     """Float64 without nulls; NaN where a text is not a finite number."""
-    numbers = texts.cast(pl.Float64, strict=False).fill_null(float("nan"))
-    return numbers.to_frame("x").select(pl.when(pl.col("x").is_finite()).then("x").otherwise(float("nan"))).to_series()
+    numbers = texts.cast(pl.Float64, strict=False).to_numpy()
+    return pl.Series(texts.name, np.where(np.isfinite(numbers), numbers, np.nan))
 
 
 def fit_raw_mixture(numbers: NDArray[np.float64], seed: int) -> tuple[Component, ...]:

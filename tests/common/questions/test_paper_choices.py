@@ -48,6 +48,11 @@ def ask(col: Column, truth: Sequence[str], seed: int = 0, spec: Questions = SPEC
     return rows, answers
 
 
+def distractors(col: Column, rungs: np.ndarray, truth: float) -> list[str | None]:
+    texts, there = print_distractors(col, rungs[None, :], np.array([truth]))
+    return [text if stands else None for text, stands in zip(texts, there[0], strict=True)]
+
+
 def uniform_within(counts: np.ndarray) -> bool:
     """Every share within 4.5 standard errors of equal shares."""
     n, k = counts.sum(), len(counts)
@@ -136,8 +141,7 @@ def test_over_95_percent_not_negative_drops_negative_rungs_without_replacement(s
 def test_over_90_percent_whole_rounds_distractors_but_never_the_truth(share: float, expected: list[str]) -> None:
     """sd 1.34: step 2.68. 50.25 + 2.68 k = 52.93, 55.61, 58.29, 60.97; the truth stays 50.25."""
     col = column(mixture=(Component(1.0, 50.0, 1.34),), whole=share)
-    texts = print_distractors(col, 50.25 + 2.68 * np.arange(1, 5)[None, :], np.array([50.25]))
-    assert [text[0] for text in texts] == expected
+    assert distractors(col, 50.25 + 2.68 * np.arange(1, 5), 50.25) == expected
     rows, _ = ask(col, ["50.25"] * 100)
     lowest_rank = ["50.25", *expected]
     assert lowest_rank in [sorted(row, key=float) for row in rows]
@@ -145,14 +149,12 @@ def test_over_90_percent_whole_rounds_distractors_but_never_the_truth(share: flo
 
 def test_duplicates_are_removed() -> None:
     """Around 10 with step 0.3, in whole numbers: 10.3 is 10, the truth; 10.6, 10.9 and 11.2 are all 11."""
-    texts = print_distractors(column(), np.array([[10.3, 10.6, 10.9, 11.2]]), np.array([10.0]))
-    assert [text[0] for text in texts] == [None, "11", None, None]
+    assert distractors(column(), np.array([10.3, 10.6, 10.9, 11.2]), 10.0) == [None, "11", None, None]
 
 
 def test_a_duplicate_of_a_dropped_value_is_not_missed() -> None:
     """-0.3 is dropped as negative before it rounds to 0; 0.2 is the first 0 that stands, and 0.4 its duplicate."""
-    texts = print_distractors(column(nonnegative=1.0), np.array([[-0.3, 0.2, 0.4, 3.0]]), np.array([9.0]))
-    assert [text[0] for text in texts] == [None, "0", None, "3"]
+    assert distractors(column(nonnegative=1.0), np.array([-0.3, 0.2, 0.4, 3.0]), 9.0) == [None, "0", None, "3"]
 
 
 def test_a_question_may_be_left_with_the_truth_alone() -> None:
