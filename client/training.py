@@ -5,6 +5,7 @@ Everything lasting is under the site's folder, since a new process may answer ea
     models/SHA256/                     model folders that the coordinator sent
     studies/HASH/study.json            the study and where its model is
     studies/HASH/{train,validation}.parquet
+    studies/HASH/pass_rates.parquet    of the base model, where the study drops questions by them
     studies/HASH/runs/RUN/             optimiser state, last.json and the update that it tells of
 """
 
@@ -25,9 +26,11 @@ from client.policy import BAD_MODEL, BAD_REQUEST, NOT_CONFIGURED, Refusal
 from client.site import Site
 from common.errors import UserError
 from common.evaluation.answering import answer
+from common.evaluation.probe import pass_rates
 from common.evaluation.scoring import chosen
 from common.grpo.local import LocalTrainer
 from common.models.policy import Policy, load_policy, load_trainable, trainable_state
+from common.questions.curriculum import worth_asking
 from common.questions.site_questions import site_questions
 from common.registry.registry import load_registry
 from common.study import Study
@@ -108,12 +111,28 @@ class SiteStudy:
         about = self.folder / "study.json"
         if not about.exists():
             questions = site_questions(load_registry(self.site.registry), self.study)
-            write(self.folder / "train.parquet", questions.train.write_parquet)
+            train = self.worth_asking(questions.train, place)
+            write(self.folder / "train.parquet", train.write_parquet)
             write(self.folder / "validation.parquet", questions.validation.write_parquet)
-            entry = {"study": self.study.canonical(), "patients": questions.train["patient"].n_unique(), "model": place}
+            entry = {"study": self.study.canonical(), "patients": train["patient"].n_unique(), "model": place}
             write(about, lambda part: part.write_text(json.dumps(entry)))
         entry = json.loads(about.read_text())
         return Configured(patients=entry["patients"], questions=self.questions("train").height)
+
+    def worth_asking(self, train: pl.DataFrame, model: str) -> pl.DataFrame:
+        """What `curriculum.drop` leaves; the pass rates of the base model stay in the folder.
+
+        Args:
+            model: folder or hub name of the base model.
+        """
+        if not self.study.curriculum.data_dependent:
+            return train
+        rates = self.folder / "pass_rates.parquet"
+        if not rates.exists():
+            # A policy in memory may have been trained.
+            in_memory.clear()
+            write(rates, pass_rates(workbench(self.study, model).policy, train, self.study).write_parquet)
+        return worth_asking(train, pl.read_parquet(rates), self.study)
 
     def questions(self, name: str) -> pl.DataFrame:
         return pl.read_parquet(self.folder / f"{name}.parquet")

@@ -75,6 +75,22 @@ class Questions(Strict):
         return self
 
 
+class Curriculum(Strict):
+    """Which of a site's training questions are asked, and how often."""
+
+    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """How often a question of a section is asked in an epoch; once where its section is not named."""
+    drop: tuple[Literal["always_right", "never_right"], ...] = ()
+    """Questions to leave out, by the base model's answers to them: GRPO learns nothing from a group that agrees."""
+    completions: int = Field(default=8, ge=2)
+    """Answers sampled to each training question, once, to know which to drop."""
+
+    @property
+    def data_dependent(self) -> bool:
+        """Whether patients' values decide which questions are asked. Patient-level privacy accounting cannot hold."""
+        return bool(self.drop)
+
+
 class Lora(Strict):
     rank: Positive = 8
     alpha: Positive = 32
@@ -206,6 +222,7 @@ class Study(Strict):
     sites: Sites
     model: Model = Model()
     questions: Questions = Questions()
+    curriculum: Curriculum = Curriculum()
     grpo: Grpo = Grpo()
     rounds: Rounds = Rounds()
     update: Update = Update()

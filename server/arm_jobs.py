@@ -9,10 +9,12 @@ import polars as pl
 
 from common.errors import UserError
 from common.evaluation.answering import answer
+from common.evaluation.probe import pass_rates
 from common.evaluation.yardsticks import TrainingRecords, gradient_boosting, most_frequent, random_letter
 from common.models.builtin import build_builtin
 from common.models.policy import load_policy, load_trainable
 from common.models.transfer import folder_sha256
+from common.questions.curriculum import worth_asking
 from common.registry.registry import concat_registries
 from common.study import BUILT_IN, Study
 from common.update.tensors import State
@@ -101,8 +103,19 @@ def train(folder: RunFolder, study: Study, frames: Frames, model: Path, job: Job
         simulate(folder.seed(job.seed) / "study.toml", study, run, model, place, folder.events)
         return store.load(study.rounds.rounds).model
     sites = (job.site,) if job.arm == "local" else study.sites.train
-    cohort = Cohort({s: frames.train(s) for s in sites}, {s: frames.validation(s) for s in sites})
+    cohort = Cohort({s: taught(study, frames, model, s) for s in sites}, {s: frames.validation(s) for s in sites})
     return train_cohort(study, model, cohort, store, log).model
+
+
+def taught(study: Study, frames: Frames, model: Path, site: str) -> pl.DataFrame:
+    """A site's training questions, without those that `curriculum.drop` leaves out by the base model's pass rates."""
+    questions = frames.train(site)
+    if not study.curriculum.data_dependent:
+        return questions
+    rates = frames.folder / "pass_rates" / f"{site}.parquet"
+    if not rates.exists():
+        keep(rates, pass_rates(load_policy(study, model), questions, study))
+    return worth_asking(questions, pl.read_parquet(rates), study)
 
 
 def examine(folder: RunFolder, study: Study, frames: Frames, model: Path, state: State | None, job: Job) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import typer
 
+from common.command import run
 from common.questions.codebook import binned_pairs, fit_column
 from common.questions.paper_codebook import fit_recorded, neighbour_pairs
 from common.questions.randomness import derive_seed
@@ -64,6 +65,10 @@ def compare(registry: Registry, threshold: float, rows: int, seed: int) -> Agree
     )
 
 
+app = typer.Typer(pretty_exceptions_enable=False)
+
+
+@app.command()
 def main(
     site: Annotated[Path, typer.Argument(help="A site's TOML file.")],
     rows: Annotated[int, typer.Option(min=10, help="Patients at most; neighbours are slow.")] = 2000,
@@ -79,4 +84,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(app)

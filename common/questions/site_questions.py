@@ -9,6 +9,7 @@ import polars as pl
 from common.errors import UserError
 from common.questions.building import build_counted
 from common.questions.codebook import Codebook, fit_codebook
+from common.questions.curriculum import weigh
 from common.questions.randomness import derive_seed, hash_keys
 from common.registry.registry import Registry
 from common.registry.splits import split_patients
@@ -19,8 +20,8 @@ from common.study import Questions, Study
 class SiteQuestions:
     """Question frames (`building.SCHEMA`) with no patient in two of them, and the codebook behind them.
 
-    `train` is shuffled; `validation` (for the learning curve) and `test` are in the order of the registry. `dropped`
-    questions of the three were left without a distractor (`paper` only).
+    `train` is shuffled and follows the weights of `[curriculum]`; `validation` (for the learning curve) and `test` are
+    in the order of the registry. `dropped` questions of the three were left without a distractor (`paper` only).
     """
 
     codebook: Codebook
@@ -55,10 +56,11 @@ def site_questions(registry: Registry, study: Study) -> SiteQuestions:
     train = build_counted(registry, kept, codebook, spec, seed, spec.per_patient)
     validation = build_counted(registry, aside, codebook, spec, seed, spec.per_patient)
     test = build_counted(registry, tested, codebook, spec, seed, study.evaluation.questions_per_patient)
+    shuffled = shuffle(train.questions, derive_seed(study.seed, "shuffle"))
     return SiteQuestions(
         codebook,
         dropped=train.dropped + validation.dropped + test.dropped,
-        train=shuffle(train.questions, derive_seed(study.seed, "shuffle")),
+        train=weigh(shuffled, study.curriculum, seed),
         validation=validation.questions,
         test=test.questions,
     )

@@ -13,7 +13,7 @@ from client.site import Settings, Site
 from client.training import SiteStudy
 from common.models.policy import load_policy, trainable_state
 from common.registry.config import read_registry_config
-from common.study import Study, parse_study
+from common.study import Curriculum, Study, parse_study
 from common.update.tensors import State
 
 SHIPPED = Path(__file__).parents[2] / "site_configs" / "synthetic" / "synthetic-north.toml"
@@ -34,6 +34,20 @@ def at_site(study: Study, tmp_path: Path) -> SiteStudy:
 @pytest.fixture
 def model(study: Study, tiny_model: Path) -> Iterator[State]:
     yield trainable_state(load_policy(study, tiny_model))
+
+
+def test_the_base_model_is_probed_once(study: Study, tmp_path: Path) -> None:
+    """A site that was killed before it had noted the study asks the base model no second time."""
+    curriculum = Curriculum(drop=("never_right",), completions=2)
+    site = Site(read_registry_config(SHIPPED), Settings(policy=Policy(approve_all=True)), tmp_path)
+    at_site = SiteStudy(site, study.model_copy(update={"curriculum": curriculum}))
+    first = at_site.configure(None)
+    plain = SiteStudy(site, study).configure(None)
+    assert 0 < first.questions < plain.questions
+    rates = at_site.folder / "pass_rates.parquet"
+    stamp = rates.stat().st_mtime_ns
+    (at_site.folder / "study.json").unlink()
+    assert at_site.configure(None) == first and rates.stat().st_mtime_ns == stamp
 
 
 def task(number: int) -> Task:

@@ -9,6 +9,7 @@ import torch
 
 from common.study import Study
 from common.update.tensors import State
+from server.arm_jobs import taught
 from server.centralized import Cohort, train_cohort
 from server.frames import build_frames
 from server.round_store import RoundStore
@@ -73,6 +74,24 @@ def test_sites_learn_from_the_same_questions_in_every_arm(
         at_site = tmp_path / "federated" / "sites" / site / "studies" / study.hash
         assert pl.read_parquet(at_site / "train.parquet").equals(frames.train(site))
         assert pl.read_parquet(at_site / "validation.parquet").equals(frames.validation(site))
+
+
+def test_every_arm_follows_the_same_curriculum(
+    small_study: Callable[..., Study], tiny_model: Path, tmp_path: Path
+) -> None:
+    curriculum = {"drop": ["always_right", "never_right"], "completions": 4, "weights": {"Infection": 2}}
+    study = small_study(curriculum=curriculum)
+    federated(study, tiny_model, tmp_path)
+    frames = build_frames(study, tmp_path / "questions")
+    for site in study.sites.train:
+        left = taught(study, frames, tiny_model, site)
+        folder = tmp_path / "federated" / "sites" / site / "studies" / study.hash
+        assert pl.read_parquet(folder / "train.parquet").equals(left)
+        rates = pl.read_parquet(folder / "pass_rates.parquet")
+        assert rates.equals(pl.read_parquet(frames.folder / "pass_rates" / f"{site}.parquet"))
+        shown = left.join(rates, on="question_id")["pass_rate"]
+        assert 0 < left.height < frames.train(site).height and 0 < shown.min() and shown.max() < 1
+        assert set(left.filter(pl.col("section") == "Infection")["question_id"].value_counts()["count"]) == {2}
 
 
 def test_a_round_reports_each_site_against_its_own_baseline(
