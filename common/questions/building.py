@@ -182,10 +182,8 @@ def question_keys(frame: pl.DataFrame, queries: Sequence[Query], task: str, seed
 
 
 def present(frame: pl.DataFrame, queries: Sequence[Query]) -> NDArray[np.bool_]:
-    mask = np.zeros((frame.height, len(queries)), dtype=bool)
-    for i, query in enumerate(queries):
-        mask[:, i] = frame[query.target.column].is_not_null().to_numpy()
-    return mask
+    present = frame.select(pl.col(q.target.column).is_not_null().alias(str(i)) for i, q in enumerate(queries))
+    return present.to_numpy()
 
 
 def lowest(priority: Keys, among: NDArray[np.bool_], count: int, axis: int | None) -> NDArray[np.bool_]:
@@ -214,7 +212,7 @@ def construct(
     printed = value_columns(frame, registry.features, codebook)
     lines = line_columns(printed, registry.features)
     records = frame.select("patient", RECORD.alias("record"))
-    parts, dropped = [], 0
+    parts = []
     for i, query in enumerate(queries):
         rows = np.flatnonzero(wanted[:, i])
         if not len(rows):
@@ -222,36 +220,28 @@ def construct(
         target = query.target.column
         truth = printed[target][rows].replace(query.answers) if query.answers else printed[target][rows]
         choices = make_choices(query, frame[target][rows], truth, spec, keys[rows, i])
-        kept = (choices.texts.list.len() > 1).to_numpy()
-        if not kept.all():
-            dropped += int((~kept).sum())
-            rows, truth = rows[kept], truth.filter(kept)
-            choices = Choices(choices.texts.filter(kept), choices.answer.filter(kept))
         record = record_parts(query.shown, target if query.masked else None, registry.features)
         prompt = prompt_expression(record, query.sentence, pl.col(CHOICES), spec.max_choices)
-        needed = {target, *prompt.meta.root_names()} - {CHOICES}
-        prompts = lines.select(needed)[rows].with_columns(choices.texts.alias(CHOICES)).select(prompt)
-        parts.append(
-            records[rows].with_columns(
-                pl.Series("row", rows),
-                pl.lit(i).alias("place"),
-                pl.lit(target).alias("feature"),
-                pl.lit(query.target.section).alias("section"),
-                pl.lit(query.column.kind).alias("kind"),
-                prompts.to_series().alias("prompt"),
-                choices.texts.alias("choices"),
-                choices.answer.alias("answer"),
-                truth.alias("reference"),
-            )
-        )
+        needed = sorted({target, *prompt.meta.root_names()} - {CHOICES})
+        prompts = lines[rows, needed].hstack([choices.texts.alias(CHOICES)]).select(prompt).to_series()
+        columns = {"row": rows, "query": np.full(len(rows), i), "prompt": prompts, "reference": truth}
+        columns |= {"choices": choices.texts, "answer": choices.answer}
+        parts.append(records[rows].hstack(pl.DataFrame(columns)))
     if not parts:
-        return Built(SCHEMA.to_frame(), dropped)
-    questions = pl.concat(parts).sort("row", "place")
+        return Built(SCHEMA.to_frame(), 0)
+    made = pl.concat(parts)
+    questions = made.filter(pl.col("choices").list.len() > 1).sort("row", "query")
+    place = questions["query"]
+    questions = questions.with_columns(
+        pl.Series("feature", [q.target.column for q in queries])[place],
+        pl.Series("section", [q.target.section for q in queries])[place],
+        pl.Series("kind", [q.column.kind for q in queries])[place],
+        pl.lit(registry.site).alias("site"),
+        pl.lit(task).alias("task"),
+        pl.lit(SYSTEM).alias("system"),
+    )
     ids = question_ids(registry.site, task, questions)
-    finished = questions.with_columns(
-        ids, pl.lit(registry.site).alias("site"), pl.lit(task).alias("task"), pl.lit(SYSTEM).alias("system")
-    ).select(SCHEMA.names())
-    return Built(finished, dropped)
+    return Built(questions.with_columns(ids).select(SCHEMA.names()), made.height - questions.height)
 
 
 def make_choices(query: Query, raw: pl.Series, truth: pl.Series, spec: Questions, keys: Keys) -> Choices:
