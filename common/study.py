@@ -18,6 +18,7 @@ from common.errors import UserError
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+PrefixRoute = Literal["auto", "expanded", "packed", "plain"]
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 BUILT_IN = "built-in"
@@ -169,6 +170,8 @@ class Grpo(Strict):
     reference_alpha: float = Field(default=0.9, gt=0, le=1)
     """The policy's share in a moved reference."""
     temperature: float = Field(default=1.0, gt=0)
+    prefix_route: PrefixRoute = "auto"
+    """How a group shares its prompt (docs/design.md, Shared prefixes). The routes differ in rounding, so it counts."""
     max_prompt_tokens: Positive = 1024
     """Longer questions are left out and counted; prompts are never cut."""
     max_completion_tokens: Positive = 16

@@ -7,7 +7,9 @@ that box, with the policy's cue for the answer and takes the likeliest of the of
 import polars as pl
 import torch
 
-from common.grpo.prefix import causal_model, head, left_pad, read_prompts, sample
+from common.grpo.generation import sample
+from common.grpo.head import head
+from common.grpo.prefix import causal_model, left_pad, read_prompts
 from common.grpo.rewards import BOXED, boxed_letter
 from common.models.policy import Policy
 from common.study import Evaluation

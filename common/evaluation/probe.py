@@ -3,8 +3,8 @@
 import polars as pl
 import torch
 
+from common.grpo.generation import sample
 from common.grpo.local import LETTERS, derive_seed
-from common.grpo.prefix import sample
 from common.grpo.rewards import right_letter
 from common.models.policy import Policy
 from common.study import Study

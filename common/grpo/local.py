@@ -116,6 +116,7 @@ class LocalTrainer:
         )
         trainer = PrefixTrainer(
             policy=self.policy,
+            route=grpo.prefix_route,
             reward_funcs=right_letter,
             args=args,
             train_dataset=Dataset.from_list(self.rows[:1]),

@@ -13,17 +13,25 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
-from common.grpo.prefix import completion_logps, sample
+from common.grpo.generation import sample
+from common.grpo.logps import completion_logps
 from common.models.policy import Policy
+from common.study import PrefixRoute
 
 RolloutFunc = Callable[[list[str], GRPOTrainer], dict[str, Any]]
 
 
 class PrefixTrainer(GRPOTrainer):
-    """GRPOTrainer on shared prefixes. `policy` is the model being trained with its tokenizer."""
+    """GRPOTrainer on shared prefixes.
 
-    def __init__(self, policy: Policy, **kwargs: Any) -> None:
-        self.policy = policy
+    Args:
+        policy: the model being trained with its tokenizer.
+        route: how a group shares its prompt, in generation and in learning.
+        kwargs: TRL's own.
+    """
+
+    def __init__(self, policy: Policy, route: PrefixRoute = "auto", **kwargs: Any) -> None:
+        self.policy, self.route = policy, route
         self.generating_seconds = 0.0
         super().__init__(
             model=cast(PreTrainedModel | PeftModel, policy.model),
@@ -45,7 +53,9 @@ class PrefixTrainer(GRPOTrainer):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Per-token log-probabilities `[B, C]` and entropies `[B, C]` of the completions (TRL's contract)."""
         assert not compute_aux_loss and all(value is None for value in images.values())
-        logps, entropies = completion_logps(model, input_ids, attention_mask, logits_to_keep, self.temperature)
+        logps, entropies = completion_logps(
+            model, input_ids, attention_mask, logits_to_keep, self.temperature, self.route
+        )
         return logps, entropies if compute_entropy else None, None
 
 
@@ -56,7 +66,9 @@ def rollout(prompts: list[str], trainer: PrefixTrainer) -> dict[str, Any]:
     policy = trainer.policy
     start = time.perf_counter()
     prompt_ids = policy.encode(prompts[::group])
-    completion_ids = sample(policy.model, prompt_ids, group, longest, trainer.temperature, policy.eos, policy.pad)
+    completion_ids = sample(
+        policy.model, prompt_ids, group, longest, trainer.temperature, policy.eos, policy.pad, trainer.route
+    )
     trainer.generating_seconds += time.perf_counter() - start
     return {
         "prompt_ids": [ids for ids in prompt_ids for _ in range(group)],

@@ -13,7 +13,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerFast
 
-from common.grpo.prefix import Prefix, expand, head, left_pad, read_prompts
+from common.grpo.head import head
+from common.grpo.prefix import Prefix, expand, left_pad, read_prompts
 from common.models.tokenizer import END, PIECES, SYSTEM, TEMPLATE, train_tokenizer
 from common.models.warmup import Exercise, exercises
 from common.registry.registry import Registry

@@ -10,7 +10,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.errors import UserError
-from common.grpo.prefix import sample
+from common.grpo.generation import sample
 from common.models.policy import Policy, load_policy, load_trainable
 from common.models.transfer import folder_sha256
 from common.study import Study
