@@ -32,7 +32,14 @@ def pass_rates(policy: Policy, questions: pl.DataFrame, study: Study) -> pl.Data
         torch.manual_seed(derive_seed(study.seed, "probe", start, *asked["site"].unique().sort()))
         prompts = ids[start : start + BATCH]
         sampled = sample(
-            policy.model, prompts, group, grpo.max_completion_tokens, grpo.temperature, policy.eos, policy.pad
+            policy.model,
+            prompts,
+            group,
+            grpo.max_completion_tokens,
+            grpo.temperature,
+            policy.eos,
+            policy.pad,
+            grpo.prefix_route,
         )
         texts = policy.tokenizer.batch_decode(sampled, skip_special_tokens=True)
         rewards = right_letter(texts, [letter for letter in letters[start : start + BATCH] for _ in range(group)])
