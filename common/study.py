@@ -53,11 +53,13 @@ class Sites(Strict):
 class Questions(Strict):
     """How a registry becomes questions (method.md section 1)."""
 
+    tasks: tuple[Literal["masked_value", "outcome", "forecast"], ...] = Field(default=("masked_value",), min_length=1)
+    """What is asked; outcomes and forecasts as each site declares them."""
     fidelity: Literal["strict", "paper"] = "strict"
     ask: tuple[Literal["category", "number"], ...] = ("category", "number")
     """Kinds of feature that are asked; the other kinds are still shown in the record."""
     per_patient: Positive = 4
-    """Training questions drawn per patient (distinct masked features)."""
+    """Training questions of each task drawn per record (distinct features)."""
     max_choices: int = Field(default=5, ge=2, le=5)
     difficulty: float = Field(default=2.0, gt=0)
     """`paper`: step of the numeric ladder, in standard deviations of the mixture component. `strict`: 2.0 spreads a
@@ -204,7 +206,7 @@ class Update(Strict):
 class Evaluation(Strict):
     patients_per_site: Positive = 200
     questions_per_patient: Positive | None = None
-    """Test questions per patient; every maskable present value unless given."""
+    """Test questions of each task per record; all that can be asked unless given."""
     bootstrap: int = Field(default=1000, ge=100)
     max_completion_tokens: Positive = 16
 

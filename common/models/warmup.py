@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from common.questions.building import build_questions, lookup_questions
+from common.questions.building import MASKED_VALUE, lookup_questions
 from common.questions.codebook import fit_codebook
+from common.questions.randomness import hash_keys
 from common.questions.rendering import label, render_choices
 from common.registry.registry import Registry, shuffle_columns
 from common.study import Study
+from common.tasks.asking import build_tasks
 
 LETTERS = "ABCDE"
 QUESTION = "\n\nQuestion: "
@@ -54,37 +56,60 @@ def exercises(public: Registry, study: Study, count: int, seed: int) -> list[Exe
     spec, builtin = study.questions, study.model.builtin
     shuffled = shuffle_columns(public, count, seed)
     codebook = fit_codebook(shuffled.frame, shuffled.features, spec, seed)
-    masked = build_questions(shuffled, shuffled.frame["patient"], codebook, spec, seed, per_patient=1)
+    built = build_tasks(shuffled, shuffled.frame["patient"], codebook, spec, seed, per_patient=1).questions
     everything = shuffled.frame.height * len(shuffled.features)
     lookups = lookup_questions(shuffled, codebook, spec, seed, everything)
     by_patient = {key[0]: part for key, part in lookups.group_by("patient", maintain_order=True)}
     worlds = [World(shuffled, np.random.default_rng([seed, k])) for k in range(builtin.practice_worlds)]
     shares = {f.column: frequencies(shuffled, f.column) for f in shuffled.features if f.kind == "category"}
+    predicted = predicted_shares(built)
     records = {row["patient"]: row for row in shuffled.frame.iter_rows(named=True)}
     n_lookup = round(builtin.lookup_share * builtin.questions_per_record)
     # A number with few distinct values is asked like a category, but the worlds invent relations for categories.
     invented = {f.column for f in shuffled.features if f.kind == "category"}
     names = {f.column: label(f) for f in shuffled.features}
+    quantity = {f.column: f.quantity for f in shuffled.features}
     rng = np.random.default_rng([seed, 1 << 20])
     out = []
-    for row in masked.iter_rows(named=True):
+    for row in one_each(built, seed).iter_rows(named=True):
+        masked = row["task"] == MASKED_VALUE
         record, question = row["prompt"].split(QUESTION)
-        plain = guesses(row, question, shares.get(row["feature"]), builtin.guesses, rng)
+        known = shares.get(row["feature"]) if masked else predicted.get((row["task"], row["feature"]))
+        plain = guesses(row, question, known, builtin.guesses, rng)
         asked = []
         for lookup in by_patient[row["patient"]].iter_rows(named=True):
             # A question about another feature may show what this record leaves out: outcomes, excluded pairs.
-            if lookup["feature"] != row["feature"] and f"\n{names[lookup['feature']]}: " in record:
+            other = quantity[lookup["feature"]] != quantity[row["feature"]] or not masked
+            if other and f"\n{names[lookup['feature']]}: " in record:
                 text = QUESTION + lookup["prompt"].split(QUESTION)[1]
                 asked.append((text, answer_of(lookup["choices"], lookup["answer"])))
         picked = [asked[i] for i in rng.permutation(len(asked))[:n_lookup]]
         rest = builtin.questions_per_record - len(picked)
         practised = []
-        for k in rng.permutation(len(worlds))[: max(0, rest - len(plain))] if row["feature"] in invented else ():
+        practice = masked and row["feature"] in invented
+        for k in rng.permutation(len(worlds))[: max(0, rest - len(plain))] if practice else ():
             index = worlds[k].answer(row["feature"], row["choices"], records[row["patient"]], rng)
             text = f"{QUESTION}Practice {k}: {question}"
             practised.append((text, answer_of(row["choices"], index)))
         out.append(Exercise(record, (*plain, *practised, *picked)))
     return out
+
+
+def one_each(questions: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """One question of each patient, whichever task it is of."""
+    order = pl.Series("order", hash_keys(seed, "exercise", questions["question_id"]))
+    ranked = questions.with_columns(order)
+    return ranked.filter(pl.col("order") == pl.col("order").min().over("patient")).drop("order")
+
+
+def predicted_shares(questions: pl.DataFrame) -> dict[tuple[str, str], dict[str, float]]:
+    """(task, feature) -> how often each answer is right, of questions whose answers are categories and not masked."""
+    categories = questions.filter((pl.col("task") != MASKED_VALUE) & (pl.col("kind") == "category"))
+    counts = categories.group_by("task", "feature", "reference").len().sort("task", "feature", "reference")
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for task, feature, answer, number in counts.iter_rows():
+        found.setdefault((task, feature), {})[answer] = float(number)
+    return found
 
 
 def frequencies(registry: Registry, column: str) -> dict[str, float]:

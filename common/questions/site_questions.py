@@ -7,13 +7,13 @@ import numpy as np
 import polars as pl
 
 from common.errors import UserError
-from common.questions.building import build_counted
 from common.questions.codebook import Codebook, fit_codebook
 from common.questions.curriculum import weigh
 from common.questions.randomness import derive_seed, hash_keys
 from common.registry.registry import Registry
 from common.registry.splits import split_patients
 from common.study import Questions, Study
+from common.tasks.asking import build_tasks
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ def site_questions(registry: Registry, study: Study) -> SiteQuestions:
     them. Who is where follows from the study's seed and the patient alone.
 
     Raises:
-        UserError: no training patient is left.
+        UserError: no training patient is left, or a task has nothing to ask here.
     """
     spec, seed = study.questions, derive_seed(study.seed, "questions")
     sides = split_patients(registry.frame["patient"].to_list(), derive_seed(study.seed, "split"), spec.test_fraction)
@@ -53,9 +53,10 @@ def site_questions(registry: Registry, study: Study) -> SiteQuestions:
         )
     rows = rows_to_fit(registry.frame, training, spec)
     codebook = fit_codebook(rows, registry.features, spec, derive_seed(study.seed, "codebook"))
-    train = build_counted(registry, kept, codebook, spec, seed, spec.per_patient)
-    validation = build_counted(registry, aside, codebook, spec, seed, spec.per_patient)
-    test = build_counted(registry, tested, codebook, spec, seed, study.evaluation.questions_per_patient)
+    train = build_tasks(registry, kept, codebook, spec, seed, spec.per_patient)
+    require_tasks(registry, train.questions, spec)
+    validation = build_tasks(registry, aside, codebook, spec, seed, spec.per_patient)
+    test = build_tasks(registry, tested, codebook, spec, seed, study.evaluation.questions_per_patient)
     shuffled = shuffle(train.questions, derive_seed(study.seed, "shuffle"))
     return SiteQuestions(
         codebook,
@@ -64,6 +65,16 @@ def site_questions(registry: Registry, study: Study) -> SiteQuestions:
         validation=validation.questions,
         test=test.questions,
     )
+
+
+def require_tasks(registry: Registry, train: pl.DataFrame, spec: Questions) -> None:
+    for task in spec.tasks:
+        if task not in train["task"]:
+            raise UserError(
+                f"Site {registry.site}: there is no training question of the task {task!r}.",
+                "Declare [[outcomes]] for it in the site's file, widen questions.ask, or take it out of "
+                "questions.tasks.",
+            )
 
 
 def rows_to_fit(frame: pl.DataFrame, training: Sequence[str], spec: Questions) -> pl.DataFrame:

@@ -64,6 +64,12 @@ class Outcome(Strict):
     values: dict[str, str] = {}
     """Printed value -> answer, to merge values ("dead" and "dependent" -> "yes"). Others stay as they are."""
 
+    @model_validator(mode="after")
+    def merged(self) -> "Outcome":
+        if self.values and self.task == "forecast":
+            raise ValueError("values belong to task = 'outcome'; a forecast asks for the value as it is: remove them")
+        return self
+
 
 class Table(Strict):
     source: Literal["csv", "parquet", "excel", "sql", "synthetic"]
@@ -191,6 +197,10 @@ class RegistryConfig(Strict):
                 )
         for outcome in self.outcomes:
             self.check_outcome(outcome)
+        asked = [outcome.column for outcome in self.outcomes]
+        again = sorted({c for c in asked if asked.count(c) > 1})
+        if again:
+            raise ValueError(f"two outcomes ask for the column {again[0]!r}; give each a column of its own")
         self.check_variables()
         labels = [(f.section, f.name) for f in self.features]
         same = sorted({x for x in labels if labels.count(x) > 1})
@@ -238,6 +248,7 @@ class RegistryConfig(Strict):
 
     def check_outcome(self, outcome: Outcome) -> None:
         known = {f.column: f.known for f in self.features}
+        printed = {f.column: set(f.values.values()) for f in self.features}
         if outcome.column not in known:
             raise ValueError(f"outcome {outcome.column!r} is not a declared feature; declare it among the features")
         if outcome.at not in self.times:
@@ -246,6 +257,12 @@ class RegistryConfig(Strict):
             raise ValueError(
                 f"outcome {outcome.column!r} is known at {known[outcome.column]!r}, not after its time of prediction "
                 f"{outcome.at!r}; set the feature's known to a later time or predict earlier"
+            )
+        unknown = sorted(set(outcome.values) - printed[outcome.column]) if printed[outcome.column] else []
+        if unknown:
+            raise ValueError(
+                f"outcome {outcome.column!r}: {unknown[0]!r} is not among the feature's printed values; correct it, or "
+                "list it in the feature's values"
             )
 
 

@@ -1,18 +1,26 @@
-"""What every task has in common."""
+"""What every task has in common: a name, and a way from a registry to questions.
 
-from collections.abc import Callable, Iterable
+A question is a row of `common.questions.building.SCHEMA`. Nothing ties it to a table or to letters: the record is the
+prompt's text, and a task whose answer is no letter leaves `choices` empty and `answer` null and gives the right answer
+as `reference`; it is then rewarded and scored by comparing texts (`common/grpo/rewards.py`).
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-import polars as pl
-
+from common.questions.building import Built
 from common.questions.codebook import Codebook
-from common.registry.config import Feature
 from common.registry.registry import Registry
 from common.study import Questions
 
 
 class Build(Protocol):
+    """At most `per_patient` questions about each record of `patients` (all that can be asked if None).
+
+    A question depends on (seed, patient, what is asked) and the codebook only.
+    """
+
     def __call__(
         self,
         registry: Registry,
@@ -21,18 +29,12 @@ class Build(Protocol):
         spec: Questions,
         seed: int,
         per_patient: int | None,
-    ) -> pl.DataFrame: ...
+    ) -> Built: ...
 
 
 @dataclass(frozen=True)
 class Task:
-    """One way to turn a registry into questions.
-
-    `name` stands in the question frame's `task`; `asks` picks the features that can be asked;
-    `question` is the sentence; `build` makes the question frame (`common.questions.building.SCHEMA`).
-    """
+    """One way to turn a registry into questions; `name` stands in the question frame's `task`."""
 
     name: str
-    asks: Callable[[Iterable[Feature], Codebook, Questions], list[Feature]]
-    question: Callable[[Feature], str]
     build: Build

@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import polars as pl
 
-from common.questions.building import build_questions
 from common.questions.codebook import Codebook, fit_codebook
 from common.questions.randomness import derive_seed
 from common.questions.site_questions import choose
 from common.registry.registry import PATIENT, Registry, concat_registries
 from common.study import Study
+from common.tasks.asking import build_tasks
 
 
 def pooled_codebook(registries: Sequence[Registry], training: Mapping[str, Sequence[str]], study: Study) -> Codebook:
@@ -32,8 +32,10 @@ def pooled_codebook(registries: Sequence[Registry], training: Mapping[str, Seque
 def unseen_questions(registry: Registry, codebook: Codebook, study: Study) -> pl.DataFrame:
     """Test questions (question frame) about at most `evaluation.patients_per_site` patients of the site."""
     known = tuple(f for f in registry.features if f.quantity in codebook.columns)
-    seen = replace(registry, features=known, frame=registry.frame.select(PATIENT, *(f.column for f in known)))
+    columns = [f.column for f in known]
+    outcomes = tuple(o for o in registry.outcomes if o.column in columns)
+    seen = replace(registry, features=known, frame=registry.frame.select(PATIENT, *columns), outcomes=outcomes)
     patients = sorted(set(seen.frame[PATIENT]))
     asked = choose(patients, study.evaluation.patients_per_site, derive_seed(study.seed, "test"))
     seed, per_patient = derive_seed(study.seed, "questions"), study.evaluation.questions_per_patient
-    return build_questions(seen, asked, codebook, study.questions, seed, per_patient)
+    return build_tasks(seen, asked, codebook, study.questions, seed, per_patient).questions

@@ -181,3 +181,20 @@ def test_columns_of_a_variable_are_one_quantity(tmp_path: Path, wrong: str, inst
     assert len(read_registry_config(write(tmp_path, base=VARIABLES)).features) == 4
     with pytest.raises(UserError, match=message):
         read_registry_config(write(tmp_path, base=VARIABLES.replace(wrong, instead)))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (OUTCOME.replace("[table]", OUTCOME), "two outcomes ask for the column 'b'"),
+        (OUTCOME.replace('"baseline"', '"baseline"\ntask = "forecast"\nvalues = { x = "y" }'), "values belong to task"),
+        (OUTCOME.replace('column = "b"', 'column = "c"\nvalues = { one = "yes", too = "no" }'), "'too' is not among"),
+    ],
+)
+def test_an_outcome_that_cannot_be_asked_is_refused(tmp_path: Path, more: str, message: str) -> None:
+    late = 'kind = "number", known = "outcome" },\n  { column = "c", name = "C", section = "S", kind = "category", '
+    late += 'known = "outcome", values = { "1" = "one", "2" = "two" } }'
+    base = BASE.replace('kind = "number" }', late)
+    assert len(read_registry_config(write(tmp_path, base=base.replace("\n[table]", OUTCOME))).outcomes) == 1
+    with pytest.raises(UserError, match=message):
+        read_registry_config(write(tmp_path, base=base.replace("\n[table]", more)))
