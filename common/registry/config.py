@@ -14,6 +14,8 @@ from pydantic import Field, model_validator
 from common.errors import UserError
 from common.registry.cleaning.declared import Clean, Words
 from common.registry.header import ROW
+from common.registry.hourly_config import Hourly, Rows, with_hourly
+from common.registry.meds_config import Meds
 from common.registry.translation import Translate, with_dictionary
 from common.study import SiteName, Strict, checked, read_toml
 
@@ -72,7 +74,7 @@ class Outcome(Strict):
 
 
 class Table(Strict):
-    source: Literal["csv", "parquet", "excel", "sql", "synthetic"]
+    source: Literal["csv", "parquet", "excel", "sql", "meds", "synthetic"]
     path: str = ""
     """File; `${NAME}` and `${NAME:-default}` are taken from the environment, relative paths from this file.
     For `sql` an SQLite database."""
@@ -99,6 +101,9 @@ class Table(Strict):
     """Keep rows whose column has one of these values."""
     where_not: dict[str, tuple[str, ...]] = {}
     """Drop rows whose column has one of these values."""
+    home: str = ""
+    """A column such as the hospital. A patient belongs to the value of their first row; their rows with another value
+    are dropped before any filter, so that filters by hospital never put one patient at two sites."""
 
     @property
     def place(self) -> str:
@@ -159,6 +164,9 @@ class RegistryConfig(Strict):
     title: str = ""
     table: Table
     synthetic: Synthetic | None = None
+    meds: Meds | None = None
+    hourly: Hourly | None = None
+    """Measurements over time; `read_registry_config` adds the features and outcomes that it declares."""
     patient: str
     """The column that says which patient a row is about, or `#row`."""
     one_row_per_patient: bool = True
@@ -211,9 +219,24 @@ class RegistryConfig(Strict):
         if self.table.source not in ("synthetic", "sql") and not self.table.path:
             raise ValueError("table.path is empty; give the path of the registry's file")
         self.check_clean()
+        self.check_hourly()
         if self.patient == ROW and not self.one_row_per_patient:
             raise ValueError("patient = '#row' means one row per patient; remove one_row_per_patient = false")
         return self
+
+    def check_hourly(self) -> None:
+        if (self.table.source == "meds") != (self.meds is not None):
+            raise ValueError("table.source = 'meds' and a [meds] table go together; give both or neither")
+        if self.hourly is None:
+            if self.meds is not None:
+                raise ValueError("events need an [hourly] table that says what becomes of them; add it")
+            return
+        if self.patient == ROW:
+            raise ValueError("patient = '#row' cannot tell two stays of one patient; give the patient's column")
+        if (self.hourly.table is None) != (self.meds is not None):
+            raise ValueError("[hourly.table] is for all sources but meds, which gives the measurements itself")
+        if self.meds is not None and self.hourly.labels:
+            raise ValueError("labels need a table of measurements; source 'meds' has columns of the stays instead")
 
     def check_clean(self) -> None:
         features = {f.column: f for f in self.features}
@@ -311,7 +334,7 @@ def read_registry_config(path: Path, values: dict[str, Any] | None = None) -> Re
     """
     # The `[client]` table is the hospital's own (client/site.py); a simulation reads the same file without it.
     values = {key: value for key, value in (values or read_values(path)).items() if key != "client"}
-    config = checked(RegistryConfig, values, str(path))
+    config = checked(RegistryConfig, with_hourly(values, str(path)), str(path))
     own = config.clean
     features = tuple(f.model_copy(update={"clean": own[f.column]}) if f.column in own else f for f in config.features)
     translate, table = config.translate, config.table
@@ -319,7 +342,20 @@ def read_registry_config(path: Path, values: dict[str, Any] | None = None) -> Re
         translate = with_dictionary(translate, beside(path, translate.file, "translate.file"))
     if table.path:
         table = table.model_copy(update={"path": str(beside(path, table.path, "table.path"))})
-    return config.model_copy(update={"features": features, "clean": {}, "translate": translate, "table": table})
+    changes = {"features": features, "clean": {}, "translate": translate, "table": table}
+    if config.hourly is not None:
+        changes["hourly"] = placed(config.hourly, path)
+    return config.model_copy(update=changes)
+
+
+def placed(hourly: Hourly, path: Path) -> Hourly:
+    """`hourly` with the paths of its tables absolute."""
+
+    def absolute(rows: Rows | None) -> Rows | None:
+        return rows and rows.model_copy(update={"path": str(beside(path, rows.path, "hourly: path"))})
+
+    labels = tuple(label.model_copy(update={"table": absolute(label.table)}) for label in hourly.labels)
+    return hourly.model_copy(update={"table": absolute(hourly.table), "labels": labels})
 
 
 def beside(path: Path, named: str, field: str) -> Path:

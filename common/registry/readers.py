@@ -39,8 +39,24 @@ def read_source(table: Table) -> pl.LazyFrame:
     if table.server:
         return as_strings(read_postgres(table), table.place).lazy()
     path = Path(table.path)
+    start = first_bytes(path, table.get)
+    if table.source == "csv":
+        return read_csv(path, table, start)
+    if table.source == "excel":
+        return read_excel(path, table)
+    if table.source == "sql":
+        return as_strings(read_sqlite(path, table, start), table.place).lazy()
+    return read_parquet(path)
+
+
+def first_bytes(path: Path, get: str) -> bytes:
+    """The beginning of a file that is there and not empty.
+
+    Raises:
+        UserError: no such file, a folder, no right to read it, nothing in it.
+    """
     if not path.exists():
-        raise UserError(f"{path}: there is no such file.", table.get or "Correct table.path in the site file.")
+        raise UserError(f"{path}: there is no such file.", get or "Correct table.path in the site file.")
     if not path.is_file():
         raise UserError(f"{path}: this is not a file.", "Give table.path the path of one file.")
     try:
@@ -50,14 +66,8 @@ def read_source(table: Table) -> pl.LazyFrame:
     except PermissionError:
         raise UserError(f"{path}: may not be read by this user.", "Give this user the right to read it.") from None
     if size == 0:
-        raise UserError(f"{path}: the file is empty.", table.get or "Export the registry again.")
-    if table.source == "csv":
-        return read_csv(path, table, start)
-    if table.source == "excel":
-        return read_excel(path, table)
-    if table.source == "sql":
-        return as_strings(read_sqlite(path, table, start), table.place).lazy()
-    return read_parquet(path)
+        raise UserError(f"{path}: the file is empty.", get or "Export the registry again.")
+    return start
 
 
 def read_parquet(path: Path) -> pl.LazyFrame:

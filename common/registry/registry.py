@@ -12,6 +12,7 @@ from common.registry.cleaning.cells import beside, cell, without
 from common.registry.cleaning.declared import Clean
 from common.registry.cleaning.parse import parse
 from common.registry.config import Feature, Outcome, RegistryConfig
+from common.registry.hourly import event_records, hourly_records
 from common.registry.readers import as_strings, read_table
 from common.registry.synthetic import generate
 from common.registry.translation import check_translated, translate_cells, translate_headers
@@ -62,7 +63,7 @@ def load_registry(config: RegistryConfig) -> Registry:
         lazy = as_strings(generate(config.synthetic, config.site), source).lazy()
     else:
         source = config.table.place
-        lazy = translate_headers(read_table(config.table), config.translate, source)
+        lazy = read_source(config, source)
     require_columns(lazy, config, source)
     rows = clean(lazy, config, source)
     check_patients(rows, config, source)
@@ -82,9 +83,20 @@ def load_registry(config: RegistryConfig) -> Registry:
     return Registry(config.site, features, frame, tuple(left_out), config.times, outcomes)
 
 
+def read_source(config: RegistryConfig, source: str) -> pl.LazyFrame:
+    """The declared table as text, one row for each record, not yet filtered."""
+    if config.meds is not None and config.hourly is not None:
+        return event_records(config, config.meds, config.hourly)
+    rows = translate_headers(read_table(config.table), config.translate, source)
+    if config.hourly is None or config.hourly.table is None:
+        return rows
+    return hourly_records(rows, config, config.hourly, config.hourly.table, source)
+
+
 def require_columns(lazy: pl.LazyFrame, config: RegistryConfig, source: str) -> None:
     present = set(lazy.collect_schema().names())
     needed = [config.patient, *(f.column for f in config.features), *config.table.where, *config.table.where_not]
+    needed += [config.table.home] if config.table.home else []
     needed += [column for feature in config.features for column in beside(feature)]
     missing = sorted({column for column in needed if column not in present})
     if missing:
@@ -99,6 +111,9 @@ def clean(lazy: pl.LazyFrame, config: RegistryConfig, source: str) -> pl.DataFra
     """The rows of this site: `patient` and the declared columns as text, missing values null."""
     rows = lazy.with_columns(pl.all().str.strip_chars())
     rows = rows.with_columns(translate_cells(c, config.translate.words(c)) for c in rows.collect_schema().names())
+    if config.table.home:
+        home = pl.col(config.table.home)
+        rows = rows.filter(home.eq_missing(home.first().over(config.patient)))
     for column, values in config.table.where.items():
         rows = rows.filter(pl.col(column).is_in(list(values)).fill_null(False))
     for column, values in config.table.where_not.items():
