@@ -16,6 +16,7 @@ from common.registry.config import Feature
 MOST_BINS = 20
 FEWEST_BINS = 4
 ROWS_PER_CELL = 5
+FEWEST_ROWS_PER_CELL = 2.5
 CHUNK = 65_536
 
 
@@ -79,8 +80,29 @@ def pair_counts(codes: list[NDArray[np.int64]], sizes: list[int]) -> NDArray[np.
     return total
 
 
+def coarse(table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Neighbouring classes of the longer side together, missing apart, until cells have enough rows on average.
+
+    A value that few patients have is told in few rows: there the correction of the bias is too small, and every other
+    column would seem to hold it. A table that is dense enough stays as it is.
+    """
+    table = table[table.sum(1) > 0]
+    missing, seen = table[:, :1], table[:, 1:][:, table[:, 1:].sum(0) > 0]
+    while table.sum() < FEWEST_ROWS_PER_CELL * seen.size and max(seen.shape) > 2:
+        axis = int(seen.shape[1] >= seen.shape[0])
+        seen = np.add.reduceat(seen, np.arange(0, seen.shape[axis], 2), axis=axis)
+        if axis == 0:
+            missing = np.add.reduceat(missing, np.arange(0, len(missing), 2), axis=0)
+    return np.column_stack([missing, seen])
+
+
 def information(table: NDArray[np.float64]) -> float:
-    """Mutual information in nats of one table of counts, bias-corrected, never below 0."""
+    """Mutual information in nats of one table of counts, bias-corrected, never below 0.
+
+    Args:
+        table: target by other; the other's column 0 is missing.
+    """
+    table = coarse(table)
     n = table.sum()
     if n == 0:
         return 0.0

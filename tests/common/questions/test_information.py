@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.questions.information import all_pairs, bins_for, classes, pair_counts
+from common.questions.information import all_pairs, bins_for, classes, coarse, pair_counts
 
 
 def normal_pair(rho: float, n: int, seed: int) -> tuple[pl.Series, pl.Series]:
@@ -53,3 +53,25 @@ def test_counts_of_two_groups_add_up(seed: int, cut: int) -> None:
     codes = [rng.integers(0, size, 200) for size in sizes]
     parts = [pair_counts([c[part] for c in codes], sizes) for part in (slice(0, cut), slice(cut, None))]
     assert np.array_equal(parts[0] + parts[1], pair_counts(codes, sizes))
+
+
+@pytest.mark.parametrize("seen", [25, 60, 150])
+def test_a_value_of_few_patients_is_not_held_by_every_column(seen: int) -> None:
+    """2,000 rows make 20 bins of each; the target is present in few rows, and nothing is related to anything."""
+    rng = np.random.default_rng(seen)
+    target = pl.Series(np.where(np.arange(2000) < seen, rng.normal(size=2000), np.nan)).fill_nan(None)
+    others = [pl.Series(rng.normal(size=2000)) for _ in range(20)]
+    assert max(nats(target, other, (True, True)) for other in others) < 0.25
+
+
+def test_a_copy_is_seen_in_few_rows_too() -> None:
+    rng = np.random.default_rng(2)
+    target = pl.Series(np.where(np.arange(2000) < 60, rng.normal(size=2000), np.nan)).fill_nan(None)
+    assert nats(target, target.fill_null(0.0), (True, True)) > 0.5
+
+
+def test_merging_keeps_missing_apart_and_every_count() -> None:
+    """4 x (missing and 4) classes of 8 rows: under 2.5 a cell, so down to 2 x 2 beside the missing."""
+    table = np.array([[1.0, 1, 0, 0, 0], [1, 0, 1, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 1, 1]])
+    assert coarse(table).tolist() == [[2, 2, 0], [0, 0, 4]]
+    assert np.array_equal(coarse(table * 10), table * 10)
