@@ -183,7 +183,8 @@ def question_keys(frame: pl.DataFrame, queries: Sequence[Query], task: str, seed
 
 def present(frame: pl.DataFrame, queries: Sequence[Query]) -> NDArray[np.bool_]:
     present = frame.select(pl.col(q.target.column).is_not_null().alias(str(i)) for i, q in enumerate(queries))
-    return present.to_numpy()
+    # A frame without columns has no rows.
+    return present.to_numpy().reshape(frame.height, len(queries)).astype(bool)
 
 
 def lowest(priority: Keys, among: NDArray[np.bool_], count: int, axis: int | None) -> NDArray[np.bool_]:
