@@ -103,14 +103,22 @@ def questions(
     config: Config,
     study: StudyFile,
     number: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 3,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A folder of yours: write all questions there as Parquet instead.")
+    ] = None,
 ) -> None:
-    """Print example questions from this site's own patients. They are shown here and go nowhere."""
-    from common.questions.site_questions import site_questions
+    """Print example questions from this site's own patients, or write all of them to a folder. They go nowhere else."""
+    from common.questions.site_questions import site_questions, write_site_questions
     from common.registry.registry import load_registry
 
-    site = site_in(config, None)
-    train = site_questions(load_registry(site.registry), read_study(study)).train
-    for row in train.head(number).iter_rows(named=True):
+    site, resolved = site_in(config, None), read_study(study)
+    registry = load_registry(site.registry)
+    if out is not None:
+        for name, count in write_site_questions(registry, resolved, out).items():
+            console.print(f"{name:<22}{count}")
+        console.print("These files hold patients' values: they are for this site alone.")
+        return
+    for row in site_questions(registry, resolved).train.head(number).iter_rows(named=True):
         console.rule(escape(f"{row['section']} / {row['feature']}"))
         console.print(row["prompt"], markup=False)
         console.print(f"answer: {'ABCDE'[row['answer']]}", style="green")

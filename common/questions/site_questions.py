@@ -2,14 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
+from common.disk import named_disk_faults
 from common.errors import UserError
+from common.questions.building import Built
 from common.questions.codebook import Codebook, fit_codebook
 from common.questions.curriculum import weigh
 from common.questions.randomness import derive_seed, hash_keys
+from common.questions.streaming import slices, write_questions
 from common.registry.registry import Registry
 from common.registry.splits import split_patients
 from common.study import Questions, Study
@@ -31,16 +36,37 @@ class SiteQuestions:
     test: pl.DataFrame
 
 
-def site_questions(registry: Registry, study: Study) -> SiteQuestions:
-    """Split the patients, fit the codebook on the training side and build the three sets.
+class Asked(NamedTuple):
+    """One set of questions: about whom, and how many of each record (None: all)."""
+
+    patients: list[str]
+    per_patient: int | None
+
+
+class SitePlan(NamedTuple):
+    """What a site's questions follow from."""
+
+    codebook: Codebook
+    train: Asked
+    validation: Asked
+    test: Asked
+
+    def build(self, registry: Registry, asked: Asked, study: Study) -> Built:
+        """The set's questions about the patients that `registry`, the site's or a slice of it, holds."""
+        seed = derive_seed(study.seed, "questions")
+        return build_tasks(registry, asked.patients, self.codebook, study.questions, seed, asked.per_patient)
+
+
+def plan_site(registry: Registry, study: Study) -> SitePlan:
+    """Split the patients and fit the codebook on the training side.
 
     The validation patients are training patients put aside: they help to fit the codebook, nothing is trained on
     them. Who is where follows from the study's seed and the patient alone.
 
     Raises:
-        UserError: no training patient is left, or a task has nothing to ask here.
+        UserError: no training patient is left.
     """
-    spec, seed = study.questions, derive_seed(study.seed, "questions")
+    spec = study.questions
     sides = split_patients(registry.frame["patient"].to_list(), derive_seed(study.seed, "split"), spec.test_fraction)
     training = sides["train"]
     aside = choose(training, study.rounds.validation_patients, derive_seed(study.seed, "validation"))
@@ -53,15 +79,24 @@ def site_questions(registry: Registry, study: Study) -> SiteQuestions:
         )
     rows = rows_to_fit(registry.frame, training, spec)
     codebook = fit_codebook(rows, registry.features, spec, derive_seed(study.seed, "codebook"))
-    train = build_tasks(registry, kept, codebook, spec, seed, spec.per_patient)
-    require_tasks(registry, train.questions, spec)
-    validation = build_tasks(registry, aside, codebook, spec, seed, spec.per_patient)
-    test = build_tasks(registry, tested, codebook, spec, seed, study.evaluation.questions_per_patient)
+    per_patient, tests = spec.per_patient, study.evaluation.questions_per_patient
+    return SitePlan(codebook, Asked(kept, per_patient), Asked(aside, per_patient), Asked(tested, tests))
+
+
+def site_questions(registry: Registry, study: Study) -> SiteQuestions:
+    """The three sets of `plan_site`, in memory.
+
+    Raises:
+        UserError: no training patient is left, or a task has nothing to ask here.
+    """
+    plan = plan_site(registry, study)
+    train, validation, test = (plan.build(registry, asked, study) for asked in (plan.train, plan.validation, plan.test))
+    require_tasks(registry, train.questions, study.questions)
     shuffled = shuffle(train.questions, derive_seed(study.seed, "shuffle"))
     return SiteQuestions(
-        codebook,
+        plan.codebook,
         dropped=train.dropped + validation.dropped + test.dropped,
-        train=weigh(shuffled, study.curriculum, seed),
+        train=weigh(shuffled, study.curriculum, derive_seed(study.seed, "questions")),
         validation=validation.questions,
         test=test.questions,
     )
@@ -75,6 +110,29 @@ def require_tasks(registry: Registry, train: pl.DataFrame, spec: Questions) -> N
                 "Declare [[outcomes]] for it in the site's file, widen questions.ask, or take it out of "
                 "questions.tasks.",
             )
+
+
+def write_site_questions(registry: Registry, study: Study, folder: Path) -> dict[str, int]:
+    """The three sets as `train.parquet`, `validation.parquet` and `test.parquet`, in the order of the registry and
+    before `[curriculum]`.
+
+    Memory holds the registry and the questions of one slice of its patients.
+
+    Returns:
+        how many questions each file holds.
+
+    Raises:
+        UserError: no training patient is left, or the folder cannot be written.
+    """
+    plan = plan_site(registry, study)
+    with named_disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return {
+        name: write_questions(
+            (plan.build(part, asked, study).questions for part in slices(registry)), folder / f"{name}.parquet"
+        )
+        for name, asked in (("train", plan.train), ("validation", plan.validation), ("test", plan.test))
+    }
 
 
 def rows_to_fit(frame: pl.DataFrame, training: Sequence[str], spec: Questions) -> pl.DataFrame:

@@ -1,11 +1,13 @@
 """`wardround-site`, as a hospital types it: what is printed, and how mistakes are told."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import tomli_w
 
@@ -64,6 +66,14 @@ def test_check_counts_and_names_what_is_left_out(run: Command, tmp_path: Path, s
     assert lines["patients"] == "60" and lines["features in use"] == "2" and lines["values to ask about"] == "120"
     assert int(lines["training questions"]) > 0 and lines["study approved here"] == "no"
     assert "left out: constant" in done.stdout and "never used: name" in done.stdout
+
+
+def test_questions_are_written_to_a_folder(run: Command, site: Path, study: Path, tmp_path: Path) -> None:
+    done = run("questions", site, "--study", study, "--out", tmp_path / "questions")
+    written = {path.stem: pl.read_parquet(path).height for path in (tmp_path / "questions").iterdir()}
+    assert written.keys() == {"train", "validation", "test"}
+    for name, count in written.items():
+        assert re.search(rf"^{name} +{count}$", done.stdout, re.MULTILINE) and count > 0
 
 
 def test_questions_are_shown_with_their_answers(run: Command, site: Path, study: Path) -> None:

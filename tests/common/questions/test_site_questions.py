@@ -1,10 +1,12 @@
+from pathlib import Path
+
 import polars as pl
 import pytest
 
 from common.errors import UserError
 from common.questions.codebook import fit_codebook
 from common.questions.randomness import derive_seed
-from common.questions.site_questions import choose, site_questions
+from common.questions.site_questions import choose, shuffle, site_questions, write_site_questions
 from common.registry.registry import Registry, concat_registries
 from common.registry.splits import split_patients
 from common.study import Evaluation, Questions, Rounds, Sites, Study
@@ -41,6 +43,17 @@ def test_train_has_its_number_per_patient_and_is_shuffled(clinic: Registry) -> N
     assert not sets.train["patient"].is_sorted()
     assert sets.train.equals(site_questions(clinic, study()).train)
     assert not sets.train.equals(site_questions(clinic, study(seed=2)).train)
+
+
+def test_written_sets_are_those_in_memory(clinic: Registry, tmp_path: Path) -> None:
+    settings = study()
+    counts = write_site_questions(clinic, settings, tmp_path / "new" / "folder")
+    sets = site_questions(clinic, settings)
+    written = {name: pl.read_parquet(tmp_path / "new" / "folder" / f"{name}.parquet") for name in counts}
+    assert counts == {"train": sets.train.height, "validation": sets.validation.height, "test": sets.test.height}
+    assert written["validation"].equals(sets.validation) and written["test"].equals(sets.test)
+    assert written["train"]["patient"].is_sorted()
+    assert shuffle(written["train"], derive_seed(settings.seed, "shuffle")).equals(sets.train)
 
 
 def test_test_asks_for_every_value_unless_told(clinic: Registry) -> None:
