@@ -1,6 +1,7 @@
 """Delimited text (CSV) whose first line names the columns."""
 
 import csv
+import re
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
@@ -40,6 +41,20 @@ def utf_16(start: bytes) -> str:
         if half.count(0) > len(half) / 2 and not other.count(0):
             return name
     return ""
+
+
+def likely_encoding(path: Path) -> str:
+    """A guess: UTF-8 or UTF-16 where the bytes say so, else Korean Windows where bytes beyond ASCII come in pairs, else
+    Western Windows. The first megabyte is looked at."""
+    with path.open("rb") as file:
+        raw = file.read(1 << 20)
+    if utf_16(raw[: 1 << 16]):
+        return utf_16(raw[: 1 << 16])
+    if is_utf_8(raw[: raw.rfind(b"\n") + 1] or raw):
+        return "utf-8"
+    beyond = len(re.findall(rb"[\x80-\xff]", raw))
+    pairs = len(re.findall(rb"[\x80-\xff]{2}", raw))
+    return "cp949" if 2 * pairs > 0.9 * beyond else "cp1252"
 
 
 def check_encoding(path: Path, encoding: str, start: bytes) -> None:

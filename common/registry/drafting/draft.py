@@ -10,9 +10,10 @@ import polars as pl
 
 from common.errors import UserError
 from common.registry.config import ROW, Table
-from common.registry.delimited import DELIMITERS
+from common.registry.delimited import DELIMITERS, likely_encoding
 from common.registry.drafting import names
 from common.registry.drafting.look import MARKS, NO, YES, Seen, look
+from common.registry.drafting.together import note_relations
 from common.registry.readers import read_table
 
 SOURCES = {
@@ -41,16 +42,15 @@ def describe(place: str, sheet: str = "", query: str = "") -> Table:
         endings = ", ".join(SOURCES)
         raise UserError(f"{path}: the ending does not tell what kind of table this is.", f"Use one of {endings}.")
     values = {"source": source, "path": str(path), "sheet": sheet, "query": query}
-    if source == "csv":
-        values["delimiter"] = likely_delimiter(path)
+    if source == "csv" and path.is_file():
+        values["encoding"] = likely_encoding(path)
+        values["delimiter"] = likely_delimiter(path, values["encoding"])
     return Table.model_validate(values)
 
 
-def likely_delimiter(path: Path) -> str:
+def likely_delimiter(path: Path, encoding: str) -> str:
     """The sign that stands most often in the first line; the reader refuses a file where this guess is wrong."""
-    if not path.is_file():
-        return ","
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding=encoding, errors="replace") as file:
         line = file.readline()
     return max(DELIMITERS, key=line.count)
 
@@ -70,7 +70,7 @@ def draft(table: Table, site: str, folder: Path) -> tuple[str, list[Seen]]:
     kept = rows.with_columns(pl.when(~pl.all().is_in(["", *marks])).then(pl.all()))
     patient = patient_column(kept)
     seen = [look(column, kept[column].drop_nulls()) for column in kept.columns if column != patient]
-    seen = with_times(renamed(seen), kept)
+    seen = note_relations(with_times(renamed(seen), kept), kept)
     features = [column for column in seen if column.kind is not None]
     if len(features) < 2:
         raise UserError(
@@ -119,9 +119,9 @@ def patient_column(rows: pl.DataFrame) -> str | None:
 
 
 def renamed(seen: Sequence[Seen]) -> list[Seen]:
-    """Names that would stand twice become the columns' own."""
-    shown = [column.name for column in seen if column.kind is not None]
-    return [replace(c, name=c.column) if shown.count(c.name) > 1 or not c.name else c for c in seen]
+    """A name that stands before already, or none, becomes the column's own."""
+    shown = [column.name if column.kind is not None else "" for column in seen]
+    return [replace(c, name=c.column) if not c.name or c.name in shown[:n] else c for n, c in enumerate(seen)]
 
 
 def with_times(seen: Sequence[Seen], rows: pl.DataFrame) -> list[Seen]:
@@ -154,7 +154,7 @@ def patient_lines(patient: str | None, rows: pl.DataFrame) -> list[str]:
 def feature_lines(seen: Seen) -> list[str]:
     entry = {"column": seen.column, "name": seen.name, "unit": seen.unit}
     entry = {key: value for key, value in entry.items() if value}
-    entry |= {"section": "Outcome" if seen.outcome else "Record", "kind": seen.kind or ""}
+    entry |= {"section": "Outcome" if seen.outcome else names.section(seen.column, seen.unit), "kind": seen.kind or ""}
     parts = [f"{key} = {quoted(value)}" for key, value in entry.items()]
     if seen.ordinal:
         parts.append("ordinal = true")
@@ -196,6 +196,8 @@ def table_lines(table: Table, marks: Sequence[str], folder: Path) -> list[str]:
             lines.append(f"{key} = {quoted(value)}")
     if table.source == "csv":
         lines.append(f"delimiter = {quoted(table.delimiter)}")
+    if table.encoding != "utf-8":
+        lines.append(f"encoding = {quoted(table.encoding)}  # EDIT: a guess, as the file is not UTF-8")
     listed = ", ".join(quoted(mark) for mark in ("", *marks))
     lines.append(f"missing = [{listed}]  # EDIT: common marks found in the table; add this registry's own, such as -9")
     return lines

@@ -1,5 +1,6 @@
 """What a column seems to be, from its name and its values. Nothing here tells a value, only what it looks like."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -9,14 +10,18 @@ from common.registry.cleaning.declared import Clean
 from common.registry.cleaning.numbers import plain_number
 from common.registry.drafting import names
 
-MARKS = ("NA", "N/A", "n/a", "#N/A", "NULL", "null", "None", "nan", "NaN", ".", "?", "-", "--")
+MARKS = ("NA", "N/A", "n/a", "#N/A", "NULL", "null", "None", "nan", "NaN", ".", "?", "-", "--", "k.A.", "k. A.", "n.b.")
 """What tables commonly write for "not recorded"; no numbers, since -9 may be a measurement."""
 YES = ("yes", "y", "true", "t", "ja", "j", "oui", "si")
 NO = ("no", "n", "false", "f", "nein", "non")
 UNKNOWN = ("u", "unk", "unknown", "unbekannt", "nk", "n/k")
 OTHER_DATES = ("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%Y%m%d")
+DECIMAL_COMMA = {"decimal": ","}
 NUMBERS: tuple[dict[str, str], ...] = (
     {},
+    {"thousands": ","},
+    DECIMAL_COMMA,
+    {"decimal": ",", "thousands": "."},
     {"messy": "keep"},
     {"messy": "keep", "thousands": ","},
     {"messy": "keep", "decimal": ","},
@@ -156,7 +161,7 @@ def as_codes(column: str, values: pl.Series) -> Seen | None:
     return Seen(column, "category", [why])
 
 
-def plain(values: pl.Series, clean: dict[str, str], unit: str = "") -> pl.Series:
+def plain(values: pl.Series, clean: Mapping[str, str | bool], unit: str = "") -> pl.Series:
     number = plain_number(pl.first(), Clean.model_validate(clean), unit).cast(pl.Float64, strict=False)
     return values.to_frame().select(pl.when(number.is_finite()).then(number)).to_series()
 
@@ -186,11 +191,13 @@ def as_number(column: str, values: pl.Series, unit: str) -> Seen | None:
     why = ["numbers"]
     if ((parsed > 0) & (parsed < 1)).all() and different > MANY_CATEGORIES:
         why.append("EDIT: all between 0 and 1: a probability computed from other columns? then it belongs in never")
-    if "thousands" in clean and clean["thousands"] == "," and share(values, plain(values, NUMBERS[3], unit)) == 1:
+    if clean.get("thousands") == "," and share(values, plain(values, DECIMAL_COMMA)) == 1:
         why.append('EDIT: the comma could be a decimal sign; then decimal = "," and no thousands')
-    if best:
-        odd = values.len() - plain(values, {}).count()
-        why.append(f'EDIT: {odd} of {values.len()} have signs, commas or units; "missing" drops what "keep" reads')
+    if "decimal" in clean:
+        why.append("with a decimal comma")
+    if "messy" in clean:
+        odd = values.len() - plain(values, {**clean, "messy": "refuse"}).count()
+        why.append(f'EDIT: {odd} of {values.len()} have comparison signs or units; "missing" drops what "keep" reads')
     if shares[best] < 1:
         bad = values.len() - parsed.count()
         clean["messy"] = "missing"
@@ -201,18 +208,22 @@ def as_number(column: str, values: pl.Series, unit: str) -> Seen | None:
 def as_words(column: str, values: pl.Series) -> Seen:
     lower = values.str.to_lowercase()
     told = lower.filter(~lower.is_in(UNKNOWN))
-    if told.len() and told.is_in([*YES, *NO]).all():
-        why = ["yes and no, see [words]"]
-        unknown = tuple(values.filter(lower.is_in(UNKNOWN)).unique().sort().to_list())
-        if unknown:
-            why.append("EDIT: what says unknown counts as missing")
-        return Seen(column, "category", why, clean={"yes_no": True}, missing=unknown)
-    different, merged = values.n_unique(), lower.n_unique()
-    why = [f"{different} different texts"]
+    yes_no = told.len() > 0 and bool(told.is_in([*YES, *NO]).all())
+    # One letter means unknown beside yes and no; elsewhere it may be a code.
+    unknown = values.filter(lower.is_in(UNKNOWN) & ((lower.str.len_chars() > 2) | yes_no)).unique().sort()
+    missing = tuple(unknown.to_list())
+    noted = ["EDIT: what says unknown counts as missing"] if missing else []
+    if yes_no:
+        return Seen(column, "category", ["yes and no, see [words]", *noted], clean={"yes_no": True}, missing=missing)
+    lower = lower.filter(~values.is_in(missing))
+    different, merged = values.n_unique() - len(missing), lower.n_unique()
+    why = [f"{different} different texts", *noted]
     clean: dict[str, str | bool] = {}
     if merged < different:
         clean["ignore_case"] = True
         why.append(f"EDIT: {merged} if upper and lower case are one; values decides how they are printed")
+    if values.str.len_chars().max() <= 2:  # type: ignore[operator]
+        why.append('EDIT: codes? say in values what they mean, for example values = { m = "male", f = "female" }')
     if merged > MANY_CATEGORIES:
         why.append("EDIT: too many to choose from; group them with values, or move the column to never")
-    return Seen(column, "category", why, clean=clean)
+    return Seen(column, "category", why, clean=clean, missing=missing)

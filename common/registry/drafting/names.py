@@ -1,25 +1,39 @@
-"""What a column's name suggests: a unit, a person, an outcome, a prediction. Hints for a person to check."""
+"""What a column's name suggests: a unit, a section, a person, an outcome, a prediction. English and German hints, for a
+person to check."""
 
 import re
 
-PATIENT = ("patient", "subject", "participant", "pat", "pid", "mrn", "case", "id")
+PATIENT = ("patient", "patienten", "subject", "participant", "pat", "pid", "mrn", "case", "fall", "id")
 """Words of a patient column's name, the surest first."""
 PERSON = frozenset(
     "mrn ssn nhs surname lastname firstname forename fullname maiden initials phone telephone mobile fax email mail "
-    "address street postcode postal zip zipcode passport insurance birth dob birthdate birthday".split()
+    "address street postcode postal zip zipcode passport insurance birth dob birthdate birthday "
+    "nachname vorname familienname geburtsname geburtsdatum geburtstag telefon handy adresse anschrift "
+    "strasse straße plz versichertennummer".split()
 )
 KEY = frozenset("id ids identifier pid patient subject participant hadm accession barcode encounter uuid".split())
 KEY_ENDS = frozenset("id ids identifier uuid barcode".split())
-NUMBERED = frozenset("no nr num number key code".split())
+NUMBERED = frozenset("no nr num number key code nummer".split())
 OUTCOME = frozenset(
     "death dead died dies deceased mortality survival survived survivor alive outcome outcomes discharge discharged "
     "disposition los expired expire readmission readmitted recurrence relapse complication complications followup "
-    "mrs mace fu".split()
+    "mrs mace fu tod exitus".split()
 )
-OUTCOME_STEMS = ("death", "dead", "died", "alive", "surviv", "mortal", "outcome", "discharg", "readmi", "recover")
+OUTCOME_STEMS = (
+    *("death", "dead", "died", "alive", "surviv", "mortal", "outcome", "discharg", "readmi", "recover"),
+    *("verstorb", "gestorb", "sterbe", "todes", "überleb", "entlass", "folgejahr"),
+)
 """Long enough to mean the same inside an abbreviation, as in FDEAD."""
 PREDICTION = frozenset("predicted prediction pred probability prob forecast".split())
-FREE_TEXT = frozenset("note notes comment comments remark remarks text narrative freetext description".split())
+FREE_TEXT = frozenset(
+    "note notes comment comments remark remarks text narrative freetext description "
+    "bemerkung bemerkungen kommentar notiz notizen freitext anmerkung".split()
+)
+DEMOGRAPHICS = frozenset(
+    "age sex gender height weight bmi ethnicity alter geschlecht gewicht größe körpergröße".split()
+)
+LABORATORY = re.compile(r"^(?:[mµun]?g|pg|[mµun]?mol|meq|m?iu|u)/(?:dl|l|ml)$|^10\^\d+/l$")
+"""Units of concentration, in lower case."""
 LATER = re.compile(r"^(?:\d+(?:d|day|days|m|mo|month|months|y|yr|year|years)|(?:d|day|month)(?:28|30|60|90|180|365))$")
 
 UNITS = {
@@ -34,6 +48,8 @@ UNITS = {
     ("ng", "l"): "ng/L",
     ("mmol", "l"): "mmol/L",
     ("umol", "l"): "umol/L",
+    ("µmol", "l"): "µmol/L",
+    ("μmol", "l"): "µmol/L",
     ("meq", "l"): "mEq/L",
     ("iu", "l"): "IU/L",
     ("u", "l"): "U/L",
@@ -53,6 +69,7 @@ UNITS = {
     ("pct",): "%",
     ("percent",): "%",
     ("years",): "years",
+    ("jahre",): "years",
     ("yrs",): "years",
     ("months",): "months",
     ("days",): "days",
@@ -74,13 +91,14 @@ def name_and_unit(column: str) -> tuple[str, str]:
     """A name for the prompt, and the unit that the column's name ends in, or ""."""
     bracket = BRACKETS.match(column)
     if bracket is not None:
-        return readable(re.split(r"[\s_.]+", bracket["name"])), bracket["unit"].strip()
-    parts = [part for part in re.split(r"[\s_./-]+", column) if part]
+        unit = bracket["unit"].strip()
+        return readable(re.split(r"[\s_.]+", bracket["name"])), UNITS.get((unit.lower(),), unit)
+    parts = list(re.finditer(r"[^\s_./-]+", column))
     for length in (2, 1):
-        unit = UNITS.get(tuple(part.lower() for part in parts[-length:]))
+        unit = UNITS.get(tuple(part[0].lower() for part in parts[-length:]))
         if unit is not None and len(parts) > length:
-            return readable(parts[:-length]), unit
-    return readable(parts), ""
+            return readable(re.split(r"[\s_.]+", column[: parts[-length].start()].rstrip("/-"))), unit
+    return readable(re.split(r"[\s_.]+", column)), ""
 
 
 def readable(parts: list[str]) -> str:
@@ -91,6 +109,13 @@ def readable(parts: list[str]) -> str:
 def says(column: str, hints: frozenset[str]) -> str:
     """The first word of the name that is among the hints, or ""."""
     return next((word for word in words(column) if word in hints), "")
+
+
+def section(column: str, unit: str) -> str:
+    """Where in the record a column may stand."""
+    if says(column, DEMOGRAPHICS):
+        return "Demographics"
+    return "Laboratory" if LABORATORY.match(unit.lower()) else "Record"
 
 
 def outcome_word(column: str) -> str:

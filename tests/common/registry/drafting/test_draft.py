@@ -102,3 +102,24 @@ def test_the_ending_tells_the_source(tmp_path: Path) -> None:
     assert describe(server, query="SELECT 1") == Table(source="sql", server=server, query="SELECT 1")
     with pytest.raises(UserError, match="does not tell what kind"):
         describe("a.docx")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "header"),
+    [
+        ("utf-8", "환자번호;나이;성별"),
+        ("utf-16", "환자번호;나이;성별"),
+        ("utf-16-le", "patient;age;sex"),
+        ("cp949", "환자번호;나이;성별"),
+        ("cp1252", "Pat-Nr;Größe;Geschlecht für Prüfung"),
+    ],
+)
+def test_the_encoding_is_guessed_and_marked(tmp_path: Path, encoding: str, header: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes("\n".join([header, *(f"p{n};{40 + n};{'mw'[n % 2]}" for n in range(30))]).encode(encoding))
+    table = describe(str(path))
+    assert (table.encoding, table.delimiter) == (encoding, ";")
+    text, seen = draft(table, "t", tmp_path)
+    assert ("EDIT: a guess" in text) is (encoding != "utf-8")
+    assert {column.column for column in seen} <= set(header.split(";"))
+    read_back(text, tmp_path)

@@ -21,9 +21,10 @@ def every(*values: Any) -> list[Any]:
 FEATURES = {
     "number": ("map", [60 + n / 2 for n in range(N)], "number", {}),
     "signs": ("crp", ["<5", *range(1, N)], "number", {"messy": "keep"}),
+    "signs and commas": ("crp", ["<5", *(f"{n},5" for n in range(N))], "number", {"messy": "keep", "decimal": ","}),
     "units behind": ("crp", [f"{n} mg/L" for n in range(N)], "number", {"messy": "keep"}),
-    "thousands": ("plt", [f"{n},250" for n in range(1, N)], "number", {"messy": "keep", "thousands": ","}),
-    "decimal comma": ("lab", [f"{n},5" for n in range(N)], "number", {"messy": "keep", "decimal": ","}),
+    "thousands": ("plt", [f"{n},250" for n in range(1, N)], "number", {"thousands": ","}),
+    "decimal comma": ("lab", [f"{n},5" for n in range(N)], "number", {"decimal": ","}),
     "some are none": ("lab", ["gone", *range(N)], "number", {"messy": "missing"}),
     "codes": ("smoker", every(0, 1), "category", {}),
     "scale": ("nyha", every(1, 2, 3, 4), "category", {}),
@@ -79,6 +80,8 @@ EDITS = {
     "probability": ("expd", [0.01 + n / 100 for n in range(N)], "probability"),
     "outcome": ("died_28d", every("Y", "N"), "known later?"),
     "many": ("drug", [f"d{n % 35}" for n in range(400)], "too many"),
+    "codes in letters": ("sex", every("m", "w"), "codes?"),
+    "unknown word": ("cause", every("stones", "gout", "unbekannt"), "unknown counts as missing"),
     "unknown": ("dm", every("Y", "N", "U"), "unknown counts as missing"),
 }
 
