@@ -13,8 +13,8 @@ from common.registry.registry import Registry, load_registry
 CONFIG = Path(__file__).parents[3] / "site_configs" / "mimic3" / "mimic3-sepsis.toml"
 FIRST = ["traj", "step", "m:presumed_onset", "m:charttime", "m:icustayid"]
 OBSERVED = """gender mechvent max_dose_vaso re_admission age Weight_kg GCS HR SysBP MeanBP DiaBP RR Temp_C FiO2_1
-Potassium Sodium Chloride Glucose Magnesium Calcium Hb WBC_count Platelets_count PTT PT Arterial_pH paO2 paCO2 Arterial_BE
-HCO3 Arterial_lactate SOFA SIRS Shock_Index PaO2_FiO2 cumulated_balance SpO2 BUN Creatinine SGOT SGPT Total_bili INR
+Potassium Sodium Chloride Glucose Magnesium Calcium Hb WBC_count Platelets_count PTT PT Arterial_pH paO2 paCO2
+Arterial_BE HCO3 Arterial_lactate SOFA SIRS Shock_Index PaO2_FiO2 cumulated_balance SpO2 BUN Creatinine SGOT SGPT Total_bili INR
 input_total input_4hourly output_total output_4hourly""".split()
 LAST = ["a:action", "r:reward"]
 HOUR, STAYS, BINS = 3600, 40, 18
@@ -52,9 +52,10 @@ def declare(table: pl.DataFrame, folder: Path, monkeypatch: pytest.MonkeyPatch) 
     return read_registry_config(CONFIG)
 
 
-@pytest.fixture
-def registry(table: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
-    return load_registry(declare(table, tmp_path, monkeypatch))
+@pytest.fixture(scope="module")
+def registry(table: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return load_registry(declare(table, tmp_path_factory.mktemp("cohort"), monkeypatch))
 
 
 def test_every_column_of_the_cohort_is_used_or_named_as_unused(
