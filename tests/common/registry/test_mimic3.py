@@ -14,8 +14,8 @@ CONFIG = Path(__file__).parents[3] / "site_configs" / "mimic3" / "mimic3-sepsis.
 FIRST = ["traj", "step", "m:presumed_onset", "m:charttime", "m:icustayid"]
 OBSERVED = """gender mechvent max_dose_vaso re_admission age Weight_kg GCS HR SysBP MeanBP DiaBP RR Temp_C FiO2_1
 Potassium Sodium Chloride Glucose Magnesium Calcium Hb WBC_count Platelets_count PTT PT Arterial_pH paO2 paCO2
-Arterial_BE HCO3 Arterial_lactate SOFA SIRS Shock_Index PaO2_FiO2 cumulated_balance SpO2 BUN Creatinine SGOT SGPT Total_bili INR
-input_total input_4hourly output_total output_4hourly""".split()
+Arterial_BE HCO3 Arterial_lactate SOFA SIRS Shock_Index PaO2_FiO2 cumulated_balance SpO2 BUN Creatinine SGOT SGPT
+Total_bili INR input_total input_4hourly output_total output_4hourly""".split()
 LAST = ["a:action", "r:reward"]
 HOUR, STAYS, BINS = 3600, 40, 18
 TYPICAL = {"HR": 90.0, "SysBP": 120.0, "Creatinine": 1.2, "age": 24000.0}
