@@ -11,7 +11,7 @@ from common.grpo.head import head
 from common.grpo.prefix import Prefix, causal_model, expand, left_pad, read_prompts
 from common.study import PrefixRoute
 
-COPIES_AT_MOST = 64 * 2**20
+COPIES_AT_MOST = 16 * 2**20
 """Bytes of keys and values that `auto` lets each row have to itself. Beyond, a group reads its prompt's together."""
 
 

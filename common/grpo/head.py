@@ -5,8 +5,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-LOGITS_AT_ONCE = 2**22
-"""Logits that may stand at once (16 MiB in float32); more are computed in chunks, and again in the backward pass."""
+KEPT_AT_MOST = 2**22
+"""Logits that may be kept for the backward pass; more are computed in chunks, and again in the backward pass."""
+CHUNK = 2**20
+"""Logits of a chunk (4 MiB in float32)."""
 
 
 def head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
@@ -30,9 +32,10 @@ def token_logps(model: PreTrainedModel, hidden: Tensor, tokens: Tensor, temperat
             entropy = -(logps.exp() * logps).sum(-1)
         return logps.gather(-1, chosen.unsqueeze(-1)).squeeze(-1), entropy
 
-    size = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
-    if len(tokens) <= size:
+    vocabulary = model.config.vocab_size
+    if len(tokens) * vocabulary <= KEPT_AT_MOST:
         return score(hidden, tokens)
+    size = max(1, CHUNK // vocabulary)
     chunks = zip(hidden.split(size), tokens.split(size), strict=True)
     parts = [checkpoint(score, states, chosen, use_reentrant=False) for states, chosen in chunks]
     return torch.cat([logps for logps, _ in parts]), torch.cat([entropy for _, entropy in parts])

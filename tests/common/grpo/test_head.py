@@ -40,7 +40,8 @@ def test_chunks_change_nothing_but_what_stands_at_once(
     torch.manual_seed(1)
     hidden, tokens = torch.randn(count, 4, requires_grad=True), torch.randint(0, VOCABULARY, (count,))
     whole = scored(model, hidden, tokens)
-    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 3 * VOCABULARY + 1)
+    monkeypatch.setattr(module, "KEPT_AT_MOST", 3 * VOCABULARY)
+    monkeypatch.setattr(module, "CHUNK", 2 * VOCABULARY + 1)
     with Largest() as largest:
         chunked = scored(model, hidden, tokens)
     # The gradient of the head's weight is as large as the weight.

@@ -56,10 +56,11 @@ Train = Callable[..., tuple[State, LocalResult]]
         ("all", {"beta": 0.5, "reference_every": 1}),
         ("lora", {"beta": 0.0}),
         ("lora", {"beta": 0.1}),
+        ("all", {"beta": 0.1, "prefix_route": "packed"}),
     ],
 )
 def test_going_on_with_a_new_trainer_changes_no_bit(
-    make_study: Callable[..., Study], train: Train, tmp_path: Path, trainable: str, settings: dict[str, float]
+    make_study: Callable[..., Study], train: Train, tmp_path: Path, trainable: str, settings: dict[str, Any]
 ) -> None:
     study = make_study(trainable, **settings, schedule="cosine", warmup_ratio=0.2, weight_decay=0.1)
     through, results = train(study, tmp_path / "through", 0, 4)
@@ -72,6 +73,19 @@ def test_going_on_with_a_new_trainer_changes_no_bit(
     # Both parts must have moved the model, and the optimiser's state must matter, or nothing was compared.
     assert not same(halfway, resumed)
     assert not same(train(study, tmp_path / "afresh", 2, 2, halfway, state_step=0)[0], resumed)
+
+
+def test_the_route_of_a_prompt_changes_nothing_but_rounding(
+    make_study: Callable[..., Study], train: Train, tiny_model: Path, tmp_path: Path
+) -> None:
+    base = trainable_state(load_policy(make_study(), tiny_model))
+    state, result = train(make_study(prefix_route="expanded"), tmp_path / "expanded", 0, 2)
+    moved = sum(float((state[name] - base[name]).norm() ** 2) for name in base)
+    for route in ("packed", "plain"):
+        other, told = train(make_study(prefix_route=route), tmp_path / route, 0, 2)
+        apart = sum(float((state[name] - other[name]).norm() ** 2) for name in base)
+        assert told.rewards == result.rewards
+        assert 0 < apart < 1e-4 * moved, route
 
 
 def test_a_round_can_be_computed_again(make_study: Callable[..., Study], train: Train, tmp_path: Path) -> None:
