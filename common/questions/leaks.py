@@ -81,7 +81,7 @@ def leak_table(registry: Registry, spec: Questions, seed: int) -> list[Leak]:
         UserError: too few patients to tell.
     """
     everyone = sorted(set(registry.frame["patient"]))
-    training = split_patients(everyone, derive_seed(seed, "split"), spec.test_fraction)["train"]
+    training = split_patients(everyone, derive_seed(seed, "split"), spec.test_fraction, registry.sides)["train"]
     asked = choose(everyone, MOST_PATIENTS, derive_seed(seed, "leaks"))
     rows = []
     for fidelity in ("strict", "paper"):

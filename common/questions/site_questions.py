@@ -67,7 +67,8 @@ def plan_site(registry: Registry, study: Study) -> SitePlan:
         UserError: no training patient is left.
     """
     spec = study.questions
-    sides = split_patients(registry.frame["patient"].to_list(), derive_seed(study.seed, "split"), spec.test_fraction)
+    drawn = derive_seed(study.seed, "split")
+    sides = split_patients(registry.frame["patient"].to_list(), drawn, spec.test_fraction, registry.sides)
     training = sides["train"]
     aside = choose(training, study.rounds.validation_patients, derive_seed(study.seed, "validation"))
     tested = choose(sides["test"], study.evaluation.patients_per_site, derive_seed(study.seed, "test"))

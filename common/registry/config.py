@@ -16,6 +16,7 @@ from common.registry.cleaning.declared import Clean, Words
 from common.registry.header import ROW
 from common.registry.hourly_config import Hourly, Rows, with_hourly
 from common.registry.meds_config import Meds
+from common.registry.splits import Split
 from common.registry.translation import Translate, with_dictionary
 from common.study import SiteName, Strict, checked, read_toml
 
@@ -179,6 +180,7 @@ class RegistryConfig(Strict):
     clean: dict[str, Clean] = {}
     """Column -> what this site repairs there, instead of the feature's own `clean`: for sites that share a
     dictionary of features and not the way of writing."""
+    split: Split | None = None
     never: tuple[str, ...] = ()
     """Columns that are known and must not be used (identifiers, leaks); listed so that nobody wonders."""
 
@@ -193,6 +195,8 @@ class RegistryConfig(Strict):
             raise ValueError(f"column {both[0]!r} is both a feature and in `never`; decide which")
         if self.patient in columns:
             raise ValueError(f"the patient column {self.patient!r} is declared as a feature; remove it there")
+        if self.split is not None and self.split.column in columns:
+            raise ValueError(f"the split's column {self.split.column!r} is declared as a feature; remove it there")
         if "patient" in columns:
             raise ValueError("a feature's column may not be called 'patient'; rename it in the table")
         if len(set(self.times)) < len(self.times):

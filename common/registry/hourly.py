@@ -113,5 +113,9 @@ def window(
     """
     within = (pl.col("#known") > moment + start) & (pl.col("#known") <= moment + end)
     rows = measured.filter(within).sort(STAY, TIME)
-    sums = [summed(pl.col(variable.column), variable.aggregate).alias(at(variable, start)) for variable in variables]
+    sums = [rounded(summed(pl.col(v.column), v), v).alias(at(v, start)) for v in variables]
     return rows.group_by(STAY, maintain_order=True).agg(sums).collect()
+
+
+def rounded(value: pl.Expr, variable: Variable) -> pl.Expr:
+    return value if variable.decimals is None else value.round(variable.decimals)

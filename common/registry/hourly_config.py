@@ -32,6 +32,8 @@ class Variable(Strict):
     unit: str = ""
     aggregate: Literal["last", "mean", "min", "max", "sum"] = "mean"
     """What stands for the values of one window."""
+    decimals: int | None = Field(default=None, ge=0)
+    """To which that is rounded; a mean has more digits than anyone measured."""
     kind: Literal["number", "category"] = "number"
     values: dict[str, str] = {}
     """Of a category: code -> printed value. Codes are numbers."""

@@ -173,8 +173,8 @@ def check_typical(measured: pl.LazyFrame, variables: Sequence[Variable], source:
             )
 
 
-def summed(values: pl.Expr, rule: str) -> pl.Expr:
-    """One value for several that stand in the order of time; null for none."""
+def summed(values: pl.Expr, variable: Variable) -> pl.Expr:
+    """The variable's one value for several that stand in the order of time, as its rule says; null for none."""
     present = values.drop_nulls()
     rules = {
         "last": present.last(),
@@ -184,4 +184,4 @@ def summed(values: pl.Expr, rule: str) -> pl.Expr:
         # An empty sum is 0, which nobody measured.
         "sum": pl.when(present.len() > 0).then(present.sum()),
     }
-    return rules[rule]
+    return rules[variable.aggregate]

@@ -66,7 +66,8 @@ def read_stays(events: pl.LazyFrame, meds: Meds, source: str) -> pl.DataFrame:
     Raises:
         UserError: no event begins a stay, or one without subject or time does.
     """
-    started = events.filter(begins(meds.start)).unique([SUBJECT, WHEN]).sort(WHEN, SUBJECT).collect()
+    started = events.filter(begins(meds.start)).sort(WHEN, SUBJECT, CODE).collect()
+    started = started.unique([SUBJECT, WHEN], keep="first", maintain_order=True)
     nowhere = started.filter(pl.col(SUBJECT).is_null() | pl.col(WHEN).is_null()).height
     if started.is_empty() or nowhere:
         what = f"{nowhere} events that begin a stay have no subject or time" if nowhere else "no event begins a stay"
@@ -136,9 +137,7 @@ def read_hours(events: pl.LazyFrame, stays: pl.DataFrame, variables: Sequence[Va
         .join_asof(places.sort("start"), left_on=WHEN, right_on="start", by=SUBJECT, check_sortedness=False)
         .filter(pl.col(STAY).is_not_null() & (pl.col("end").is_null() | (pl.col(WHEN) <= pl.col("end"))))
         .group_by(STAY, hour.alias(TIME), maintain_order=True)
-        .agg(
-            summed(pl.col(VALUE).filter(pl.col("variable") == v.column), v.aggregate).alias(v.column) for v in variables
-        )
+        .agg(summed(pl.col(VALUE).filter(pl.col("variable") == v.column), v).alias(v.column) for v in variables)
         .collect()
         .lazy()
     )

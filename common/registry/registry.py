@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import polars as pl
@@ -14,10 +14,12 @@ from common.registry.cleaning.parse import parse
 from common.registry.config import Feature, Outcome, RegistryConfig
 from common.registry.hourly import event_records, hourly_records
 from common.registry.readers import as_strings, read_table
+from common.registry.splits import declared_sides
 from common.registry.synthetic import generate
 from common.registry.translation import check_translated, translate_cells, translate_headers
 
 PATIENT = "patient"
+SPLIT = "#split"
 TYPES: dict[str, type[pl.DataType]] = {
     "number": pl.Float64,
     "category": pl.String,
@@ -40,6 +42,7 @@ class Registry:
 
     Numbers are Float64, categories and texts text (as printed), dates Datetime; missing is null. A row is one record;
     a patient may have several. `times`: when values become known, earliest first; `outcomes`: what can be asked for.
+    `sides`: patient -> train or test, where the registry itself says so.
     """
 
     site: str
@@ -48,6 +51,7 @@ class Registry:
     left_out: tuple[LeftOut, ...] = ()
     times: tuple[str, ...] = ("baseline", "outcome")
     outcomes: tuple[Outcome, ...] = ()
+    sides: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_registry(config: RegistryConfig) -> Registry:
@@ -56,7 +60,8 @@ def load_registry(config: RegistryConfig) -> Registry:
     Raises:
         UserError: the file is missing, empty or not parseable; a declared column is missing; no row is left
             after the filter; a patient identifier is missing or stands twice; a number or date does not parse;
-            fewer than two features can be used.
+            fewer than two features can be used; a
+            patient is on both sides of a declared split.
     """
     if config.synthetic is not None:
         source = f"site {config.site}"
@@ -80,7 +85,8 @@ def load_registry(config: RegistryConfig) -> Registry:
     frame = pl.DataFrame([rows[PATIENT], *(c for c in columns if c.name not in gone)])
     outcomes = tuple(o for o in config.outcomes if o.column not in gone)
     frame = frame.sort(PATIENT, maintain_order=True)
-    return Registry(config.site, features, frame, tuple(left_out), config.times, outcomes)
+    sides = declared_sides(rows[PATIENT], rows[SPLIT], config.split, source) if config.split else {}
+    return Registry(config.site, features, frame, tuple(left_out), config.times, outcomes, sides)
 
 
 def read_source(config: RegistryConfig, source: str) -> pl.LazyFrame:
@@ -97,6 +103,7 @@ def require_columns(lazy: pl.LazyFrame, config: RegistryConfig, source: str) -> 
     present = set(lazy.collect_schema().names())
     needed = [config.patient, *(f.column for f in config.features), *config.table.where, *config.table.where_not]
     needed += [config.table.home] if config.table.home else []
+    needed += [config.split.column] if config.split else []
     needed += [column for feature in config.features for column in beside(feature)]
     missing = sorted({column for column in needed if column not in present})
     if missing:
@@ -120,6 +127,8 @@ def clean(lazy: pl.LazyFrame, config: RegistryConfig, source: str) -> pl.DataFra
         rows = rows.filter(~pl.col(column).is_in(list(values)).fill_null(False))
     patient = without(config.patient, config.table.missing).alias(PATIENT)
     kept = [cell(f, config) for f in config.features]
+    if config.split is not None:
+        kept.append(pl.col(config.split.column).alias(SPLIT))
     try:
         frame = rows.select(patient, *kept).collect()
     except pl.exceptions.ComputeError:
@@ -195,7 +204,8 @@ def concat_registries(registries: Sequence[Registry], site: str) -> Registry:
     nowhere = {x.column: x for registry in registries for x in registry.left_out if x.column not in used}
     frame = frame.sort(PATIENT, maintain_order=True)
     outcomes = tuple({o.column: o for r in registries for o in r.outcomes}.values())
-    return Registry(site, tuple(features), frame, tuple(nowhere.values()), registries[0].times, outcomes)
+    sides = {patient: side for registry in registries for patient, side in registry.sides.items()}
+    return Registry(site, tuple(features), frame, tuple(nowhere.values()), registries[0].times, outcomes, sides)
 
 
 def merge_features(declared: Mapping[str, Sequence[Feature]]) -> list[Feature]:

@@ -92,6 +92,18 @@ def test_shortcuts_are_left_out_by_nearest_neighbours(codebook: Codebook, ward: 
     assert not asked.filter(pl.col("feature") == "lactate")["prompt"].str.contains("Lactate doubled").any()
 
 
+@pytest.mark.parametrize(("yes", "left_out"), [(200, True), (190, False)])
+def test_more_than_half_a_nat_is_left_out(yes: int, left_out: bool) -> None:
+    """A copy holds the entropy of its column. 200 of 1,000: 0.2 ln 5 + 0.8 ln 1.25 = 0.3219 + 0.1785 = 0.5004 nats;
+
+    190 of 1,000: 0.19 ln (1 / 0.19) + 0.81 ln (1 / 0.81) = 0.3155 + 0.1707 = 0.4862 nats, which stays in the prompt.
+    """
+    column = ["yes"] * yes + ["no"] * (1000 - yes)
+    features = tuple(Feature(column=c, name=c, section="S", kind="category") for c in ("x", "copy"))
+    codebook = fit_codebook(pl.DataFrame({"x": column, "copy": column}), features, PAPER, 1)
+    assert codebook.excluded == ({"x": ("copy",), "copy": ("x",)} if left_out else {})
+
+
 def test_the_record_and_the_truth_have_the_digits_that_were_recorded(codebook: Codebook, ward: Registry) -> None:
     asked = build_questions(ward, ward.frame["patient"], codebook, PAPER, 1, None)
     recorded = dict(ward.frame.select("patient", "ph").iter_rows())

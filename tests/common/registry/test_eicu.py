@@ -58,8 +58,8 @@ def test_windows_hold_what_the_table_of_hours_says(configs: dict[str, RegistryCo
     frame = load_registry(everyone).frame
     assert frame.height == len(seen)
     for column, wanted in (("crea @-4h", last), ("urine @+12h", total)):
-        by_hand = sorted((people[str(s)], round(x, 6)) for s, x in wanted.items() if s in seen)
-        found = frame.filter(pl.col(column).is_not_null()).select("patient", pl.col(column).round(6))
+        by_hand = sorted((people[str(s)], round(x, 2)) for s, x in wanted.items() if s in seen)
+        found = frame.filter(pl.col(column).is_not_null()).select("patient", pl.col(column).round(2))
         assert sorted(found.iter_rows()) == by_hand
 
 

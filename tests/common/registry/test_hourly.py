@@ -2,6 +2,9 @@
 
 import math
 import random
+import re
+import textwrap
+import tomllib
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -316,3 +319,17 @@ def test_declarations_that_cannot_work_are_refused(tmp_path: Path, name: str) ->
     changes, message = WRONG[name]
     with pytest.raises(UserError, match=message):
         declare(tmp_path, **changes)
+
+
+def test_the_examples_of_the_page_are_valid(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "hourly.md").read_text(encoding="utf-8")
+    blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, flags=re.MULTILINE)]
+    tables = [tomllib.loads(block) for block in blocks]
+    features = [{"column": "sex", "name": "Sex", "section": "Patient", "kind": "category"}]
+    for values in tables:
+        values = {"site": "here", "patient": "patient", "features": features, **values}
+        if "meds" in values:
+            values["hourly"]["stay"] = "stay"
+        config = read_registry_config(tmp_path / "here.toml", values)
+        assert config.hourly is not None and config.outcomes or config.meds is not None
+    assert len(tables) == 2

@@ -13,7 +13,7 @@ from common.registry.registry import Registry, concat_registries, load_registry
 from common.registry.splits import split_patients
 
 ROOT = Path(__file__).parents[3]
-FOLDERS = [ROOT / "site_configs" / name for name in ("synthetic", "ist", "eicu")]
+FOLDERS = [ROOT / "site_configs" / name for name in ("synthetic", "ist", "eicu", "mimic3", "mimic4_meds")]
 SITES = [path for folder in FOLDERS for path in sorted(folder.glob("[a-z]*.toml"))]
 BASELINE = "RCONSC SEX RSLEEP RATRIAL RCT RVISINF RHEP24 RASP3 RDEF1 RDEF2 RDEF3 RDEF4 RDEF5 RDEF6 RDEF7 RDEF8 STYPE"
 

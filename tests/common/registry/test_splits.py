@@ -1,10 +1,19 @@
 """The split decides patient by patient; nothing else may move anybody."""
 
 import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from common.errors import UserError
+from common.registry.config import RegistryConfig
+from common.registry.registry import concat_registries, load_registry
 from common.registry.splits import split_patients
 
 people = st.lists(st.text(min_size=1, max_size=8), max_size=40)
@@ -53,3 +62,46 @@ def test_the_rule_is_the_documented_hash() -> None:
     patients = sorted(f"p{number}" for number in range(50))
     below = [p for p in patients if int(hashlib.sha256(f"1:{p}".encode()).hexdigest()[:12], 16) < 0.3 * 16**12]
     assert split_patients(patients, 1, 0.3)["test"] == below
+
+
+def declared(folder: Path, text: str, **more: Any) -> RegistryConfig:
+    (folder / "t.csv").write_text(text)
+    features = [{"column": c, "name": c, "section": "S", "kind": "number"} for c in ("a", "b")]
+    values = {"site": "here", "patient": "id", "one_row_per_patient": False, "features": features}
+    split = {"column": "fold", "train": ["1", "2"], "test": ["3"]}
+    return RegistryConfig.model_validate(
+        {**values, "table": {"source": "csv", "path": str(folder / "t.csv")}, "split": split, **more}
+    )
+
+
+def test_a_registry_brings_its_own_split(tmp_path: Path) -> None:
+    text = "id,a,b,fold\np1,1,2,1\np1,2,3,2\np2,3,4,3\np3,4,5,3\n"
+    registry = load_registry(declared(tmp_path, text))
+    assert registry.sides == {"p1": "train", "p2": "test", "p3": "test"}
+    for seed in range(20):
+        sides = split_patients(registry.frame["patient"], seed, 0.5, registry.sides)
+        assert sides == {"train": ["p1"], "test": ["p2", "p3"]}
+    assert "#split" not in registry.frame.columns
+    renamed = registry.frame.with_columns(patient="x" + pl.col("patient"))
+    other = replace(registry, site="there", frame=renamed, sides={})
+    assert concat_registries([registry, other], "all").sides == registry.sides
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,a,b,fold\np1,1,2,1\np1,2,3,3\np2,3,4,3\n", "1 patients are in both train and test by the column 'fold'"),
+        ("id,a,b,fold\np1,1,2,1\np2,2,3,Zaphod\np3,3,4,\n", "says neither train nor test in 2 of 3 rows"),
+    ],
+)
+def test_a_patient_in_two_splits_or_in_none_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_registry(declared(tmp_path, text))
+    assert "p1" not in str(caught.value) and "Zaphod" not in str(caught.value)
+
+
+def test_a_split_that_excludes_itself_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="means both train and test"):
+        declared(tmp_path, "", split={"column": "fold", "train": ["1"], "test": ["1"]})
+    with pytest.raises(ValidationError, match="declared as a feature"):
+        declared(tmp_path, "", split={"column": "a", "train": ["1"], "test": ["2"]})
