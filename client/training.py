@@ -27,7 +27,7 @@ from client.site import Site
 from common.errors import UserError
 from common.evaluation.answering import answer
 from common.evaluation.probe import pass_rates
-from common.evaluation.scoring import chosen
+from common.evaluation.scoring import right
 from common.grpo.local import LocalTrainer
 from common.models.policy import Policy, load_policy, load_trainable, trainable_state
 from common.questions.curriculum import worth_asking
@@ -224,12 +224,12 @@ class SiteStudy:
         policy = self.policy(model)
         start = perf_counter()
         answered = answer(policy, self.questions("validation"), self.study.evaluation)
-        right = answered.select((chosen("boxed_or_likely") == pl.col("answer")).fill_null(False).sum()).item()
+        earned = right(answered).sum()
         return Evaluated(
             round=task.round,
             patients=answered["patient"].n_unique(),
             questions=answered.height,
-            right=int(right),
+            right=int(earned),
             boxed=int(answered["boxed"].is_not_null().sum()),
             seconds=perf_counter() - start,
         )

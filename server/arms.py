@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 
 from common.errors import UserError
+from common.evaluation.scoring import right
 from common.registry.config import read_registry_config
 from common.study import Study
 from server.jobs import SPLITS, YARDSTICKS, answered_path, is_done, jobs_of, work
@@ -104,10 +105,10 @@ def examples(answered: dict[tuple[str, int, str], Any], seed: int) -> list[dict[
     if not frames:
         return []
     key = ["site", "patient", "question_id"]
-    table = next(iter(frames.values())).select(*key, "prompt", "choices", "answer", "feature")
+    table = next(iter(frames.values())).select(*key, "prompt", "choices", "answer", "reference", "feature")
     for arm, frame in frames.items():
         table = table.join(frame.select(*key, pl.col("completion").alias(f"{arm} says"),
-                                        (pl.col("boxed") == pl.col("answer")).fill_null(False).alias(f"{arm} right")),
+                                        right(frame, "boxed").alias(f"{arm} right")),
                            on=key, how="left")  # fmt: skip
     order = pl.lit(0)
     if "federated" in frames:
@@ -118,7 +119,7 @@ def examples(answered: dict[tuple[str, int, str], Any], seed: int) -> list[dict[
     chosen = ranked.unique("feature", keep="first", maintain_order=True).head(MOST_EXAMPLES)
     return [
         {
-            **{name: row[name] for name in ("prompt", "choices", "answer", "feature")},
+            **{name: row[name] for name in ("prompt", "choices", "answer", "reference", "feature")},
             "completions": {arm: row[f"{arm} says"] for arm in frames},
         }
         for row in chosen.iter_rows(named=True)

@@ -16,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from common.evaluation.answering import answer
-from common.evaluation.scoring import chosen
+from common.evaluation.scoring import right
 from common.grpo.local import LocalResult, LocalTrainer
 from common.models.policy import Policy, load_policy, load_trainable, trainable_state
 from common.study import Study
@@ -48,9 +48,8 @@ def validate(policy: Policy, cohort: Cohort, study: Study) -> dict[str, dict[str
         if questions.is_empty():
             continue
         answered = answer(policy, questions, study.evaluation)
-        right = answered.select((chosen("boxed_or_likely") == pl.col("answer")).fill_null(False).mean()).item()
         sites[site] = {
-            "accuracy": float(right),
+            "accuracy": right(answered).cast(pl.Float64).mean(),
             "n_patients": answered["patient"].n_unique(),
             "n_questions": answered.height,
         }

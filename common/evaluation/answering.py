@@ -1,7 +1,8 @@
 """Ask a policy questions and read its answers (method.md, Evaluation): greedy, two readings reported.
 
 `boxed` is the letter in the first `\\boxed{}` of the completion. `likely` continues the completion, cut before
-that box, with the policy's cue for the answer and takes the likeliest of the offered letters.
+that box, with the policy's cue for the answer and takes the likeliest of the offered letters; `likelihoods` are the
+probabilities of the offered letters there, in the order of the choices, which sum to 1.
 """
 
 import polars as pl
@@ -20,15 +21,18 @@ BATCH = 256
 
 
 def answer(policy: Policy, questions: pl.DataFrame, spec: Evaluation) -> pl.DataFrame:
-    """`questions` (docs/design.md) with `completion`, `boxed` and `likely` (choice indices, `boxed` null if unread).
+    """`questions` (docs/design.md) with `completion`, `boxed`, `likely` (choice indices, `boxed` null if unread)
+    and `likelihoods` (list of Float64).
 
-    A letter beyond the offered choices reads as null.
+    A letter beyond the offered choices reads as null; so does a question without choices, whose answer is the
+    completion.
     """
     texts = [policy.prompt_text(s, p) for s, p in questions.select("system", "prompt").iter_rows()]
     counts = questions["choices"].list.len().to_list()
     ids = policy.encode(texts) if texts else []
     completions = [""] * len(ids)
-    likely = [0] * len(ids)
+    likely: list[int | None] = [None] * len(ids)
+    likelihoods: list[list[float] | None] = [None] * len(ids)
     # Prompts of like length go together, so that little is spent on padding.
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     policy.model.eval()
@@ -39,14 +43,18 @@ def answer(policy: Policy, questions: pl.DataFrame, spec: Evaluation) -> pl.Data
         )
         for i, text in zip(rows, policy.tokenizer.batch_decode(sampled, skip_special_tokens=True), strict=True):
             completions[i] = text
-        cued = [texts[i] + before_box(completions[i]) + policy.answer_cue for i in rows]
-        for i, letter in zip(rows, likely_letters(policy, cued, [counts[i] for i in rows]), strict=True):
-            likely[i] = letter
+        lettered = [i for i in rows if counts[i]]
+        cued = [texts[i] + before_box(completions[i]) + policy.answer_cue for i in lettered]
+        for i, scores in zip(lettered, letter_scores(policy, cued), strict=True):
+            offered = scores[: counts[i]]
+            likely[i] = int(offered.argmax())
+            likelihoods[i] = offered.double().softmax(-1).tolist()
     boxed = [choice_index(text, count) for text, count in zip(completions, counts, strict=True)]
     return questions.with_columns(
         pl.Series("completion", completions, dtype=pl.String),
         pl.Series("boxed", boxed, dtype=pl.Int64),
         pl.Series("likely", likely, dtype=pl.Int64),
+        pl.Series("likelihoods", likelihoods, dtype=pl.List(pl.Float64)),
     )
 
 
@@ -65,11 +73,11 @@ def before_box(completion: str) -> str:
 
 
 @torch.no_grad()
-def likely_letters(policy: Policy, texts: list[str], counts: list[int]) -> list[int]:
-    """The likeliest of each text's offered letters as its next token."""
+def letter_scores(policy: Policy, texts: list[str]) -> torch.Tensor:
+    """Logits of the letters A-E as each text's next token, shape (texts, 5), on the CPU."""
+    if not texts:
+        return torch.empty(0, len(LETTERS))
     model = causal_model(policy.model)
     ids, mask = left_pad(policy.encode(texts), policy.pad, model.device)
     tokens = torch.tensor([row[-1] for row in policy.encode(list(LETTERS))], device=model.device)
-    scores = head(model, read_prompts(model, ids, mask).hidden)[:, tokens]
-    offered = torch.arange(len(LETTERS), device=model.device) < torch.tensor(counts, device=model.device)[:, None]
-    return scores.masked_fill(~offered, float("-inf")).argmax(-1).tolist()
+    return head(model, read_prompts(model, ids, mask).hidden)[:, tokens].cpu()

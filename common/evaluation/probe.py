@@ -4,8 +4,8 @@ import polars as pl
 import torch
 
 from common.grpo.generation import sample
-from common.grpo.local import LETTERS, derive_seed
-from common.grpo.rewards import right_letter
+from common.grpo.local import derive_seed
+from common.grpo.rewards import letters_of, right_answer
 from common.models.policy import Policy
 from common.study import Study
 
@@ -25,7 +25,7 @@ def pass_rates(policy: Policy, questions: pl.DataFrame, study: Study) -> pl.Data
     grpo, group = study.grpo, study.curriculum.completions
     asked = questions.unique("question_id", keep="first", maintain_order=True).sort("question_id")
     ids = policy.encode([policy.prompt_text(s, p) for s, p in asked.select("system", "prompt").iter_rows()])
-    letters = [LETTERS[index] for index in asked["answer"]]
+    letters, references = letters_of(asked), asked["reference"].to_list()
     rates: list[float] = []
     policy.model.eval()
     for start in range(0, len(ids), BATCH):
@@ -42,6 +42,7 @@ def pass_rates(policy: Policy, questions: pl.DataFrame, study: Study) -> pl.Data
             grpo.prefix_route,
         )
         texts = policy.tokenizer.batch_decode(sampled, skip_special_tokens=True)
-        rewards = right_letter(texts, [letter for letter in letters[start : start + BATCH] for _ in range(group)])
+        right = [x for x in range(start, start + len(prompts)) for _ in range(group)]
+        rewards = right_answer(texts, [letters[i] for i in right], [references[i] for i in right])
         rates += [sum(rewards[i : i + group]) / group for i in range(0, len(rewards), group)]
     return asked.select("question_id", pl.Series("pass_rate", rates, dtype=pl.Float64))

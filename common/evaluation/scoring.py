@@ -9,12 +9,15 @@ from typing import Literal
 
 import polars as pl
 
+from common.grpo.rewards import exact_match
+
 Reading = Literal["boxed_or_likely", "boxed", "likely"]
 """How an answer is read: the letter in the box, and the likeliest letter where there is no box (the reading of the
-C-Reason paper); the box alone; the likeliest letter alone. No letter is a wrong answer in all three."""
+C-Reason paper); the box alone; the likeliest letter alone. No letter is a wrong answer in all three. A question without
+choices is read one way only: the words in the box."""
 
 LETTERS = "ABCDE"
-QUESTION = ("site", "patient", "question_id", "feature", "section", "kind")
+QUESTION = ("site", "patient", "question_id", "task", "feature", "section", "kind")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Scores:
     """Mean over questions (micro)."""
     macro: float
     """Mean over features of the feature's accuracy."""
+    by_task: dict[str, Group]
     by_feature: dict[str, Group]
     by_section: dict[str, Group]
     by_kind: dict[str, Group]
@@ -55,8 +59,18 @@ def chosen(reading: Reading) -> pl.Expr:
     return pl.col(reading)
 
 
+def right(answered: pl.DataFrame, reading: Reading = "boxed_or_likely") -> pl.Series:
+    """Whether each answer is right, Boolean without nulls."""
+    by_letter = answered.select((chosen(reading) == pl.col("answer")).fill_null(False)).to_series()
+    words = answered["answer"].is_null()
+    if not words.any():
+        return by_letter
+    by_words = exact_match(answered["completion"].to_list(), answered["reference"].to_list())
+    return (by_letter & ~words) | (pl.Series(by_words).cast(pl.Boolean) & words)
+
+
 def per_question(answered: pl.DataFrame, reading: Reading = "boxed_or_likely") -> pl.DataFrame:
-    """One row a question: `site, patient, question_id, feature, section, kind`, `credit` (Float64 in [0, 1], the
+    """One row a question: `site, patient, question_id, task, feature, section, kind`, `credit` (Float64 in [0, 1], the
     share of its models that are right) and `boxed_rate`; sorted by site, patient and question.
 
     Raises:
@@ -66,9 +80,10 @@ def per_question(answered: pl.DataFrame, reading: Reading = "boxed_or_likely") -
     if answered.select(per_answer).is_duplicated().any():
         raise ValueError("a question is answered twice by one model")
     return (
-        answered.group_by(QUESTION)
+        answered.with_columns(credit=right(answered, reading))
+        .group_by(QUESTION)
         .agg(
-            credit=(chosen(reading) == pl.col("answer")).fill_null(False).mean(),
+            credit=pl.col("credit").mean(),
             boxed_rate=pl.col("boxed").is_not_null().mean(),
         )
         .sort("site", "patient", "question_id")
@@ -109,6 +124,7 @@ def score(answered: pl.DataFrame, reading: Reading = "boxed_or_likely") -> Score
         n_questions=questions.height,
         accuracy=questions.select(pl.col("credit").mean()).item(),
         macro=sum(g.accuracy for g in by_feature.values()) / len(by_feature),
+        by_task=grouped(questions, "task"),
         by_feature=by_feature,
         by_section=grouped(questions, "section"),
         by_kind=grouped(questions, "kind"),

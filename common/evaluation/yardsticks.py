@@ -13,9 +13,10 @@ import polars as pl
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
+from common.questions.building import MASKED_VALUE, RECORD
 from common.questions.codebook import Codebook
-from common.questions.rendering import shown_with
-from common.registry.config import Feature
+from common.questions.rendering import known_at, shown_with
+from common.registry.config import Feature, Outcome
 from common.registry.registry import Registry, widen
 
 Floats = NDArray[np.float64]
@@ -37,17 +38,24 @@ BOOSTING = {
 }
 
 
-def answered(questions: pl.DataFrame, choice: Sequence[int]) -> pl.DataFrame:
+Likelihoods = Sequence[Sequence[float] | None]
+"""Of each question: how likely each choice is, or None."""
+
+
+def answered(questions: pl.DataFrame, choice: Sequence[int], likelihoods: Likelihoods) -> pl.DataFrame:
     """The question frame with these choices as answers, by the box and by likelihood alike."""
     column = pl.Series("boxed", choice, dtype=pl.Int64)
-    return questions.with_columns(pl.lit("").alias("completion"), column, column.alias("likely"))
+    ranked = pl.Series("likelihoods", likelihoods, dtype=pl.List(pl.Float64))
+    return questions.with_columns(pl.lit("").alias("completion"), column, column.alias("likely"), ranked)
 
 
 def random_letter(questions: pl.DataFrame) -> pl.DataFrame:
     """A guess among the offered choices, in expectation and without drawing: model k always says choice k, and a
     question's credit is the mean over its models, 1 / choices."""
     guesses = questions.with_columns(model=pl.int_ranges(pl.col("choices").list.len())).explode("model")
-    return answered(guesses, guesses["model"].to_list()).with_columns(pl.format("always {}", "model").alias("model"))
+    even = [[1 / n] * n for n in guesses["choices"].list.len()]
+    said = answered(guesses, guesses["model"].to_list(), even)
+    return said.with_columns(pl.format("always {}", "model").alias("model"))
 
 
 class TrainingRecords:
@@ -57,9 +65,6 @@ class TrainingRecords:
         registries: every site of the test questions and every training site.
         training: training site -> its training patients.
         codebooks: site -> the codebook that its prompts are written with, for every site in `registries`.
-
-    Raises:
-        ValueError: a site's patient has several rows, so that a question does not name its record.
     """
 
     def __init__(
@@ -73,19 +78,21 @@ class TrainingRecords:
             features |= {f.column: f for f in registry.features if f.column not in features}
         self.features = features
         self.times = registries[0].times
+        self.outcomes = {o.column: o for registry in registries for o in registry.outcomes}
         self.codebooks = codebooks
         self.frame = pl.concat(
-            [widen(r.frame, list(features.values())).with_columns(site=pl.lit(r.site)) for r in registries]
+            [
+                widen(r.frame, list(features.values())).with_columns(site=pl.lit(r.site), record=RECORD)
+                for r in registries
+            ]
         )
-        if self.frame.select("site", "patient").is_duplicated().any():
-            raise ValueError("yardsticks need one record per patient")
         pairs = [(site, patient) for site, patients in training.items() for patient in patients]
         known = pl.DataFrame(pairs, schema={"site": pl.String, "patient": pl.String}, orient="row")
         self.training = self.frame.join(known, on=["site", "patient"], how="semi", maintain_order="left")
 
     def records_of(self, asked: pl.DataFrame) -> pl.DataFrame:
         """The records that questions are about, row by row."""
-        key = ["site", "patient"]
+        key = ["site", "patient", "record"]
         return asked.select(key).join(self.frame, on=key, how="left", maintain_order="left")
 
     def decimals(self, feature: Feature) -> int:
@@ -99,36 +106,53 @@ def answer_by(
 ) -> pl.DataFrame:
     """Answer feature by feature: `suit` gets the target and its questions, and a judge of choices for each."""
     answers = np.zeros(questions.height, dtype=np.int64)
-    for (column, kind), asked in questions.with_row_index("place").group_by("feature", "kind", maintain_order=True):
-        target = Target(records, records.features[str(column)], str(kind))
+    likelihoods: list[list[float] | None] = [None] * questions.height
+    grouped = questions.with_row_index("place").group_by("task", "feature", "kind", maintain_order=True)
+    for (task, column, kind), asked in grouped:
+        outcome = None if task == MASKED_VALUE else records.outcomes[str(column)]
+        target = Target(records, records.features[str(column)], str(kind), outcome)
         judges = suit(target, asked)
         for place, choices, judge in zip(asked["place"], asked["choices"].to_list(), judges, strict=True):
-            answers[place] = int(np.argmax(judge(choices)))
-    return answered(questions, answers.tolist())
+            suitable = judge(choices)
+            answers[place] = int(np.argmax(suitable))
+            likelihoods[place] = None if target.is_number else shares(suitable)
+    return answered(questions, answers.tolist(), likelihoods)
+
+
+def shares(weights: Floats) -> list[float]:
+    """Weights as shares of their sum; even ones where nobody in training had any of the choices."""
+    total = float(weights.sum())
+    return (weights / total if total else np.full(len(weights), 1 / len(weights))).tolist()
 
 
 class Target:
-    """A masked feature, and what training patients show in it.
+    """What is asked for, and what training patients show in it: a masked feature, or a declared outcome.
 
     A number with few distinct values is asked like a category; if the sites together have too many for that, it is
     predicted as a number.
     """
 
-    def __init__(self, records: TrainingRecords, feature: Feature, asked_as: str) -> None:
-        self.feature = feature
+    def __init__(self, records: TrainingRecords, feature: Feature, asked_as: str, outcome: Outcome | None) -> None:
+        self.feature, self.outcome = feature, outcome
         self.rows = records.training.filter(pl.col(feature.column).is_not_null())
         values = self.rows[feature.column]
         if feature.kind == "number":
             values = values.round(records.decimals(feature))
         self.values = values
-        self.is_number = feature.kind == "number" and (asked_as == "number" or values.n_unique() > MOST_CATEGORIES)
+        self.answers = {self.plain(v): a for v, a in outcome.values.items()} if outcome else {}
+        many = not self.answers and values.n_unique() > MOST_CATEGORIES
+        self.is_number = feature.kind == "number" and (asked_as == "number" or many)
+
+    def plain(self, value: str) -> str:
+        """The name of a class: numbers by value, however many decimals they are printed with."""
+        return str(float(value)) if self.feature.kind == "number" else value
 
     def labels(self) -> list[str]:
-        return [self.label(str(value)) for value in self.values]
+        names = [self.plain(str(value)) for value in self.values]
+        return [self.answers.get(name, name) for name in names]
 
     def label(self, choice: str) -> str:
-        """The name of a class: numbers by value, however many decimals they are printed with."""
-        return str(float(choice)) if self.feature.kind == "number" else choice
+        return choice if choice in self.answers.values() else self.plain(choice)
 
     def most_frequent(self) -> Suitability:
         return densest(self.values) if self.is_number else self.by_label(Counter(self.labels()))
@@ -169,7 +193,8 @@ def most_frequent(questions: pl.DataFrame, records: TrainingRecords) -> pl.DataF
 
 def gradient_boosting(questions: pl.DataFrame, records: TrainingRecords) -> pl.DataFrame:
     """Histogram gradient boosting on the columns that the prompts show: one classifier or regressor per masked
-    feature; of the offered choices the likeliest category, or the number nearest to the prediction. Deterministic.
+    feature or outcome; of the offered choices the likeliest category, or the number nearest to the prediction.
+    Deterministic.
     """
     return answer_by(questions, records, lambda target, asked: boosted(target, records, records.records_of(asked)))
 
@@ -180,7 +205,7 @@ def boosted(target: Target, records: TrainingRecords, rows: pl.DataFrame) -> lis
     A feature that a site's codebook leaves out of the prompt (or that the site does not have) is missing in that
     site's rows, in training as in testing. Free text, which trees cannot read, is left out.
     """
-    hidden = {site: hidden_columns(records, target.feature, book) for site, book in records.codebooks.items()}
+    hidden = {site: hidden_columns(records, target, book) for site, book in records.codebooks.items()}
     nowhere = set.intersection(*hidden.values())
     shown = [f for f in records.features.values() if f.kind != "text" and f.column not in nowhere]
     training = as_shown(target.rows, shown, hidden)
@@ -198,11 +223,14 @@ def boosted(target: Target, records: TrainingRecords, rows: pl.DataFrame) -> lis
     return [target.by_label(dict(zip(names, row, strict=True))) for row in classifier.predict_proba(asked)]
 
 
-def hidden_columns(records: TrainingRecords, target: Feature, codebook: Codebook) -> set[str]:
-    """What a prompt about `target` does not show; the masked value itself is not shown either."""
+def hidden_columns(records: TrainingRecords, target: Target, codebook: Codebook) -> set[str]:
+    """What a prompt about `target` does not show; a masked value itself is not shown either."""
     features = list(records.features.values())
-    shown = shown_with(target, features, records.times, codebook)
-    return {f.column for f in features} - {f.column for f in shown} | {target.column}
+    if target.outcome is None:
+        shown = shown_with(target.feature, features, records.times, codebook)
+    else:
+        shown = known_at(target.outcome.at, features, records.times)
+    return {f.column for f in features} - {f.column for f in shown} | {target.feature.column}
 
 
 def as_shown(rows: pl.DataFrame, features: Sequence[Feature], hidden: Mapping[str, set[str]]) -> pl.DataFrame:

@@ -25,12 +25,10 @@ from trl import GRPOConfig
 from common.errors import UserError
 from common.grpo.prefix import causal_model
 from common.grpo.reference import MovingReference, save_whole
-from common.grpo.rewards import right_letter
+from common.grpo.rewards import letters_of, right_answer
 from common.grpo.trainer import PrefixTrainer
 from common.models.policy import Policy, trainable_parameters
 from common.study import Study
-
-LETTERS = "ABCDE"
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,11 @@ class LocalTrainer:
         texts = [policy.prompt_text(s, p) for s, p in questions.select("system", "prompt").iter_rows()]
         fits = [len(ids) <= grpo.max_prompt_tokens for ids in policy.encode(texts)] if texts else []
         self.left_out = len(fits) - sum(fits)
-        letters = [LETTERS[index] for index in questions["answer"]]
+        answers = zip(texts, letters_of(questions), questions["reference"], fits, strict=True)
         self.rows = [
-            {"prompt": text, "letter": letter} for text, letter, fit in zip(texts, letters, fits, strict=True) if fit
+            {"prompt": text, "letter": letter, "reference": reference}
+            for text, letter, reference, fit in answers
+            if fit
         ]
         if len(self.rows) < grpo.prompts_per_step:
             raise UserError(
@@ -117,7 +117,7 @@ class LocalTrainer:
         trainer = PrefixTrainer(
             policy=self.policy,
             route=grpo.prefix_route,
-            reward_funcs=right_letter,
+            reward_funcs=right_answer,
             args=args,
             train_dataset=Dataset.from_list(self.rows[:1]),
         )
@@ -127,7 +127,7 @@ class LocalTrainer:
         trainer.current_gradient_accumulation_steps = 1
         return trainer
 
-    def batch(self, step: int) -> list[dict[str, str]]:
+    def batch(self, step: int) -> list[dict[str, str | None]]:
         """The questions of a step: epochs of a seeded shuffle, position derived from the step."""
         size, total = self.study.grpo.prompts_per_step, len(self.rows)
         out = []

@@ -9,7 +9,7 @@ from typing import Any
 import tomli_w
 from jinja2 import Environment, StrictUndefined
 
-from common.grpo.rewards import boxed_letter
+from common.grpo.rewards import boxed_letter, boxed_text, right_answer
 from server.report import charts, timeline, words
 from server.report.inputs import RunRecord, read_record
 from server.report.result import PAIRS
@@ -53,6 +53,8 @@ def render(record: RunRecord) -> str:
         remarks=remarks(result),
         splits={s: n for s, n in words.SPLIT_NAMES.items() if any(s in a for a in result.get("arms", {}).values())},
         arms=result.get("arms", {}),
+        tasks={task: words.TASK_NAMES[task] for task in record.study.questions.tasks},
+        outcomes=outcome_names(result.get("arms", {})),
         settings=tomli_w.dumps(record.study.canonical()),
         arm_names=words.ARM_NAMES,
         yardsticks=words.YARDSTICKS,
@@ -142,6 +144,12 @@ def traffic(record: RunRecord) -> dict[str, Any] | None:
         len(sent) for _, _, sent in rows)}  # fmt: skip
 
 
+def outcome_names(arms: Mapping[str, Any]) -> dict[str, str]:
+    """Column of each outcome question -> the name that prompts print."""
+    parts = [found["outcomes"] for splits in arms.values() for found in splits.values()]
+    return {column: figures["name"] for part in parts for column, figures in part.items()}
+
+
 def feature_names(arms: Mapping[str, Any]) -> dict[str, str]:
     """Column -> the name that prompts print."""
     parts = [found["by_feature"] for splits in arms.values() for found in splits.values()]
@@ -152,13 +160,13 @@ def examples(record: RunRecord) -> list[dict[str, Any]]:
     names = feature_names(record.result.get("arms", {}))
     out = []
     for example in record.examples[:MOST_EXAMPLES]:
-        key = LETTERS[example["answer"]]
+        key = None if example["answer"] is None else LETTERS[example["answer"]]
         said = [
             {
                 "arm": words.ARM_NAMES[arm],
                 "text": text,
-                "letter": boxed_letter(text),
-                "right": boxed_letter(text) == key,
+                "letter": boxed_text(text) if key is None else boxed_letter(text),
+                "right": right_answer([text], [key], [example["reference"]]) == [1.0],
             }
             for arm, text in example["completions"].items()
             if text is not None

@@ -6,8 +6,10 @@ from typing import Any
 import polars as pl
 
 from common.evaluation.intervals import Draws, Estimate, Floats, draw, interval, paired, tally
+from common.evaluation.outcomes import discrimination
 from common.evaluation.scoring import Group, Scores, grouped, per_question, score
 from common.study import Study
+from common.tasks.outcome import OUTCOME
 
 ARMS = ("base", "local", "federated", "centralized", "random_letter", "most_frequent", "gradient_boosting")
 """The order in which arms are shown: four models, then three yardsticks."""
@@ -99,10 +101,45 @@ def arm_result(
             | with_intervals(drawn([run], study))
             for (seed, run), s in zip(runs.items(), scores, strict=True)
         ],
+        "by_task": by_task(runs, study),
+        "outcomes": by_outcome(frames, study, names),
         "by_feature": by_feature,
         "by_section": mean_groups(runs, "section"),
         "by_kind": mean_groups(runs, "kind"),
     }
+
+
+def by_task(runs: Runs, study: Study) -> dict[str, dict[str, Any]]:
+    """Accuracy of each task with its interval, mean over the seeds that asked it."""
+    groups = mean_groups(runs, "task")
+    out = {}
+    for task, figures in groups.items():
+        asked = [run.filter(pl.col("task") == task) for run in runs.values()]
+        out[task] = {**figures, **with_intervals(drawn([run for run in asked if not run.is_empty()], study))}
+    return out
+
+
+def by_outcome(
+    frames: Mapping[int, pl.DataFrame], study: Study, names: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """What accuracy does not say of outcomes that few patients have (common/evaluation/outcomes.py), by column."""
+    out: dict[str, dict[str, Any]] = {}
+    asked = [frame.filter(pl.col("task") == OUTCOME.name) for frame in frames.values()]
+    for feature in sorted({feature for frame in asked for feature in frame["feature"]}):
+        runs = [frame.filter(pl.col("feature") == feature) for frame in asked]
+        runs = [run for run in runs if not run.is_empty()]
+        found = discrimination(runs, study.evaluation.bootstrap, study.seed)
+        out[feature] = {
+            "name": names.get(feature, feature),
+            "n_questions": found.n_questions,
+            "n_patients": found.n_patients,
+            "majority": found.majority,
+        }
+        figures = {"balanced_accuracy": found.balanced_accuracy, "f1": found.f1, "auroc": found.auroc}
+        for name, estimate in figures.items():
+            if estimate is not None:
+                out[feature] |= {name: estimate.value, f"{name}_ci95": bounds(estimate)}
+    return out
 
 
 def same_questions(first: Runs, second: Runs) -> bool:

@@ -12,6 +12,7 @@ ARM_NAMES = {
     "most_frequent": "Most frequent value",
     "gradient_boosting": "Gradient boosting",
 }
+TASK_NAMES = {"masked_value": "Masked value", "outcome": "Outcome", "forecast": "Forecast"}
 YARDSTICKS = ("random_letter", "most_frequent", "gradient_boosting")
 SPLIT_NAMES = {"held_out": "held-out patients", "unseen_sites": "unseen hospitals"}
 SPLIT_PATIENTS = {"held_out": "held-out patients of the training sites", "unseen_sites": "patients of unseen hospitals"}

@@ -13,6 +13,7 @@ def answered(rows: list[tuple], model: list[str] | None = None) -> pl.DataFrame:
     ).with_columns(
         question_id=pl.col("patient") + "/" + pl.col("feature"),
         site=pl.lit("north"),
+        task=pl.lit("masked_value"),
         section=pl.col("feature").replace_strict({"age": "who", "sex": "who", "lactate": "labs"}),
         kind=pl.col("feature").replace_strict({"age": "number", "sex": "category", "lactate": "number"}),
     )

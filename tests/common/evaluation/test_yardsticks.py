@@ -1,17 +1,21 @@
 """A made-up registry with known relations: organism follows focus, creatinine follows urine, coin follows nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
 
+from common.evaluation.outcomes import discrimination
 from common.evaluation.scoring import score
 from common.evaluation.yardsticks import TrainingRecords, gradient_boosting, most_frequent, random_letter
 from common.questions.building import build_questions
 from common.questions.codebook import Codebook, fit_codebook
-from common.registry.config import Feature
+from common.registry.config import Feature, Outcome
 from common.registry.registry import Registry
 from common.registry.splits import split_patients
 from common.study import Questions
+from common.tasks.asking import build_tasks
 
 SPEC = Questions(mi_threshold=5.0)
 FEATURES = (
@@ -132,8 +136,42 @@ def test_test_patients_and_unseen_sites_teach_nothing(case: Case):
     assert set(case.records.training["site"]) == {"north", "south"}
 
 
-def test_several_rows_a_patient_are_refused(case: Case):
-    first = case.sites[0]
-    double = Registry(first.site, first.features, pl.concat([first.frame, first.frame]))
-    with pytest.raises(ValueError, match="one record per patient"):
-        TrainingRecords([double], case.training, case.books)
+def test_each_of_a_patients_records_is_its_own() -> None:
+    """Two stays of every patient, told apart by `record`: urine of the one does not tell creatinine of the other."""
+    sites = []
+    for seed in (1, 2):
+        first, second = registry("north", seed), registry("north", seed + 10)
+        frame = pl.concat([first.frame, second.frame]).sort("patient", maintain_order=True)
+        sites.append(Registry(f"site-{seed}", FEATURES, frame))
+    split = {r.site: split_patients(r.frame["patient"], 7, 0.3) for r in sites}
+    books = {}
+    for r in sites:
+        rows = r.frame.filter(pl.col("patient").is_in(split[r.site]["train"]))
+        books[r.site] = fit_codebook(rows, r.features, SPEC, 1)
+    records = TrainingRecords(sites, {site: s["train"] for site, s in split.items()}, books)
+    asked = pl.concat(build_questions(r, split[r.site]["test"], books[r.site], SPEC, 1, None) for r in sites)
+    organisms = asked.filter(pl.col("feature") == "organism")
+    assert set(organisms["record"]) == {0, 1}
+    assert score(gradient_boosting(organisms, records)).accuracy > 0.85
+
+
+def test_an_outcome_is_learned_with_its_values_merged_and_likelihoods() -> None:
+    """Creatinine decides death: boosting tells it, base rates do not, and both say how likely each answer is."""
+    outcome = Outcome(column="death", question="Will the patient die?", values={"yes": "dead", "no": "alive"})
+    spec = Questions(tasks=("outcome",))
+    sites = [replace(registry(name, seed), outcomes=(outcome,)) for name, seed in (("north", 1), ("south", 2))]
+    training = {r.site: split_patients(r.frame["patient"], 7, 0.3)["train"] for r in sites}
+    books = {r.site: fit_codebook(r.frame, r.features, spec, 1) for r in sites}
+    records = TrainingRecords(sites, training, books)
+    asked = pl.concat(
+        build_tasks(r, set(r.frame["patient"]) - set(training[r.site]), books[r.site], spec, 1, None).questions
+        for r in sites
+    )
+    boosted, base = gradient_boosting(asked, records), most_frequent(asked, records)
+    assert set(asked["reference"]) == {"dead", "alive"}
+    assert score(boosted).accuracy > 0.95
+    found, chance = (discrimination([frame], 100, 1) for frame in (boosted, base))
+    assert found.auroc is not None and found.auroc.low > 0.97
+    assert chance.auroc is not None and chance.auroc.value == pytest.approx(0.5)
+    for frame in (boosted, base, random_letter(asked)):
+        assert (frame["likelihoods"].list.sum() - 1).abs().max() < 1e-9

@@ -14,7 +14,8 @@ import pytest
 from common.errors import UserError
 from common.study import Study
 from server.report import write_report
-from server.report.inputs import read_record
+from server.report.inputs import RunRecord, read_record
+from server.report.report import render
 from server.report.result import summarise
 from server.report.timeline import bytes_sent, learning_curves
 from server.run_folder import RunFolder, create_run, write_json
@@ -38,7 +39,7 @@ def answers(rate: float, seed: int, site: str) -> pl.DataFrame:
             said = key if luck < rate else (key + 1) % 4
             rows.append((f"q{p}-{feature}", site, f"p{p}", feature, section, kind, key, said, said))
     schema = ["question_id", "site", "patient", "feature", "section", "kind", "answer", "boxed", "likely"]
-    return pl.DataFrame(rows, schema=schema, orient="row")
+    return pl.DataFrame(rows, schema=schema, orient="row").with_columns(task=pl.lit("masked_value"))
 
 
 def made_result() -> dict:
@@ -78,7 +79,7 @@ def write_rounds(run: RunFolder, rounds: int) -> None:
 def write_examples(run: RunFolder) -> None:
     completions = {"base": "I do not know.", "local": None, "federated": "The focus is <script>. \\boxed{B}"}
     example = {"prompt": "[Who]\nAge: 63\n\nQuestion: ...", "choices": ["lung", "urine"], "answer": 1,
-               "feature": "focus", "completions": completions}  # fmt: skip
+               "reference": "urine", "feature": "focus", "completions": completions}  # fmt: skip
     write_json(run.path / "examples.json", [example])
 
 
@@ -142,7 +143,7 @@ def test_the_whole_report(finished: RunFolder):
     assert STUDY.hash in text
     assert "A small study <of few>" in text
     assert "The focus is <script>" in text
-    assert "no letter in a box" in text
+    assert "no answer in a box" in text
     assert "has not finished" not in text
     assert "Random letter" not in text
 
@@ -207,3 +208,33 @@ def test_a_result_of_another_study_is_told(tmp_path: Path):
     run = started(tmp_path)
     write_json(run.path / "result.json", made_result() | {"hash": "0" * 64})
     assert "another study" in page(write_report(run.path)).text
+
+
+def test_tasks_are_shown_apart() -> None:
+    """An outcome asked beside masked values has its own table, with more than its accuracy."""
+    asked = STUDY.questions.model_copy(update={"tasks": ("masked_value", "outcome")})
+    study = STUDY.model_copy(update={"questions": asked})
+    frames = {}
+    for arm, rate in RATES.items():
+        masked = answers(rate, 1, "north").with_columns(reference=pl.lit("x"), likelihoods=pl.lit([0.5, 0.5]))
+        died = masked.filter(pl.col("feature") == "sex").with_columns(
+            task=pl.lit("outcome"),
+            feature=pl.lit("death"),
+            question_id=pl.col("question_id") + "!",
+            choices=pl.lit(["yes", "no"]),
+            answer=pl.col("answer") % 2,
+            boxed=pl.col("boxed") % 2,
+        )
+        died = died.with_columns(reference=pl.col("choices").list.get(pl.col("answer")))
+        frames[arm, 1, "held_out"] = pl.concat([masked.with_columns(choices=pl.lit(["x", "y"])), died], how="diagonal")
+    result = summarise(frames, study, complete=True, names={"death": "Death in hospital"})
+    found = result["arms"]["federated"]["held_out"]
+    assert set(found["by_task"]) == {"masked_value", "outcome"}
+    assert found["by_task"]["outcome"]["n_questions"] == 40
+    assert found["outcomes"]["death"]["name"] == "Death in hospital"
+    assert found["outcomes"]["death"]["auroc"] == 0.5
+    parts = sum(t["accuracy"] * t["n_questions"] for t in found["by_task"].values())
+    assert parts / found["n_questions"] == pytest.approx(found["accuracy"])
+    text = render(RunRecord(study, {}, (), result, []))
+    assert "By task" in text and "Death in hospital, held-out patients" in text and "Balanced accuracy" in text
+    assert "By task" not in render(RunRecord(STUDY, {}, (), made_result(), []))

@@ -29,7 +29,7 @@ def answers(rate: float, seed: int, patients: int = 60, noise: int = 0) -> pl.Da
                 (f"q{p}-{feature}", ["north", "south"][p % 2], f"p{p}", feature, section, kind, key, said, said)
             )
     schema = ["question_id", "site", "patient", "feature", "section", "kind", "answer", "boxed", "likely"]
-    return pl.DataFrame(rows, schema=schema, orient="row")
+    return pl.DataFrame(rows, schema=schema, orient="row").with_columns(task=pl.lit("masked_value"))
 
 
 def made(seeds: tuple[int, ...] = (1, 2, 3)) -> dict:
