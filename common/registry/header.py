@@ -9,7 +9,8 @@ ROW = "#row"
 
 
 def check_header(place: str, names: Sequence[str]) -> None:
-    """Names as the source gives them; the spaces around one do not count.
+    """Names as the source gives them; the spaces around one do not count. A message tells places and quotes no name:
+    in a file without a header the names are the first patient's values.
 
     Raises:
         UserError: no names, a column without one, a name that stands twice, or one that is reserved.
@@ -21,8 +22,9 @@ def check_header(place: str, names: Sequence[str]) -> None:
         raise UserError(f"{place}: column {stripped.index('') + 1} has no name.", "Give every column a name.")
     if ROW in stripped:
         raise UserError(f"{place}: a column may not be called {ROW!r}.", "Rename it (in a query, with AS).")
-    twice = sorted({name for name in stripped if stripped.count(name) > 1})
-    if twice:
+    again = next((n for n, name in enumerate(stripped) if name in stripped[:n]), None)
+    if again is not None:
         raise UserError(
-            f"{place}: the column {twice[0]!r} stands twice.", "Rename or remove one of the two (in a query, with AS)."
+            f"{place}: columns {stripped.index(stripped[again]) + 1} and {again + 1} have the same name.",
+            "Rename or remove one of the two (in a query, with AS).",
         )

@@ -107,7 +107,8 @@ def translate_headers(rows: pl.LazyFrame, translate: Translate, place: str) -> p
     unknown = [name for name in names if name not in headers and name not in headers.values() and name != ROW]
     if unknown and translate.other_headers == "refuse":
         raise UserError(
-            f"{place}: the dictionary has no word for the column {unknown[0]!r} ({len(unknown)} such columns).",
+            f"{place}: the dictionary has no word for the name of column {names.index(unknown[0])} "
+            f"({len(unknown)} such columns).",
             "Add it to the dictionary, or set translate.other_headers = 'keep'.",
         )
     translated = [headers.get(name, name) for name in names]

@@ -53,6 +53,7 @@ def write_sqlite(path: Path, header: Sequence[str], rows: Sequence[Sequence[Cell
     inside = [f"c{place}" for place in range(len(header))]
     named = ", ".join(f'{column} AS "{name}"' for column, name in zip(inside, header, strict=True))
     with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DROP TABLE IF EXISTS stay")
         connection.execute(f"CREATE TABLE stay ({', '.join(inside)})")
         connection.executemany(f"INSERT INTO stay VALUES ({', '.join('?' * len(header))})", rows)
     return Table(source="sql", path=str(path), query=f"SELECT {named} FROM stay ORDER BY rowid")

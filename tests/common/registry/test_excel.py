@@ -52,7 +52,7 @@ REFUSED = {
     "several sheets": ({"A": [["id"], [1]], "B": [["id"], [2]]}, "", "has 2 sheets"),
     "unknown sheet": ({"A": [["id"], [1]]}, "C", "there is no sheet 'C'"),
     "nothing there": ({"A": []}, "", "'A' is empty"),
-    "column twice": ({"A": [["id", "age", "age"], [1, 2, 3]]}, "", "'age' stands twice"),
+    "column twice": ({"A": [["id", "age", "age"], [1, 2, 3]]}, "", "columns 2 and 3 have the same name"),
     "nameless column": ({"A": [["id", ""], [1, SECRET]]}, "", "has no name"),
     "reserved name": ({"A": [[ROW], [1]]}, "", "may not be called '#row'"),
 }

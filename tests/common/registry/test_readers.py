@@ -57,7 +57,7 @@ BAD = {
     "long row": (f"id,age\n1,2\n{SECRET},3,4\n".encode(), "line 3 has 3 fields, the header has 2"),
     "cut off": (f"id,age\n1,2\n{SECRET}".encode(), "line 3 has 1 fields, the header has 2"),
     "open quote": (f'id,age\n1,"2\n{SECRET},3\n'.encode(), "quote that is not closed"),
-    "column twice": (b"id,age,age\n1,2,3\n", "'age' stands twice"),
+    "column twice": (b"id,age,age\n1,2,3\n", "columns 2 and 3 have the same name"),
     "no header": (b"\n1,2\n", "no column names"),
     "reserved name": (b"#row,age\n1,2\n", "may not be called '#row'"),
 }

@@ -53,7 +53,7 @@ REFUSED = {
     "a write": ("DELETE FROM stay", "refused table.query"),
     "two statements": ("SELECT 1 AS a; SELECT 2 AS a", "refused table.query"),
     "not UTF-8": ("SELECT CAST(x'ff5a6170686f64' AS TEXT) AS a", "not UTF-8"),
-    "column twice": ("SELECT id, age AS id FROM stay", "'id' stands twice"),
+    "column twice": ("SELECT id, age AS id FROM stay", "columns 1 and 2 have the same name"),
     "binary": ("SELECT x'00' AS a UNION ALL SELECT 1", "binary values"),
     "reserved name": ('SELECT id AS "#row" FROM stay', "may not be called '#row'"),
 }
@@ -140,7 +140,7 @@ REFUSED_BY_POSTGRES = {
     "a value in the error": ("SELECT lab::integer AS lab FROM stay", "refused table.query"),
     "a write": ("DELETE FROM stay RETURNING id", "refused table.query"),
     "two statements": ("SELECT 1 AS a; SELECT 2 AS b", "refused table.query"),
-    "column twice": ("SELECT id, age AS id FROM stay", "'id' stands twice"),
+    "column twice": ("SELECT id, age AS id FROM stay", "columns 1 and 2 have the same name"),
     "no columns": ("SELECT", "no column names"),
 }
 

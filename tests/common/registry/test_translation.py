@@ -86,7 +86,7 @@ def refusal(config: RegistryConfig) -> UserError:
 
 def test_an_untranslated_header_follows_the_policy(tmp_path: Path) -> None:
     config = read(tmp_path, SITE.replace("[translate]", '[translate]\nother_headers = "refuse"'))
-    assert "no word for the column 'focus' (2 such columns)" in refusal(config).what
+    assert "no word for the name of column 4 (2 such columns)" in refusal(config).what
 
 
 def test_untranslated_values_follow_the_policy(tmp_path: Path) -> None:
