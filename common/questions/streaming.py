@@ -1,6 +1,6 @@
 """Questions of more patients than fit in memory: a slice of patients at a time, each a row group of one Parquet file.
 
-A registry of 100 columns takes about 1.5 kB a patient in memory, its questions about 200 kB. So the registry is held
+A registry of 100 columns takes about 1 kB a patient in memory, its questions about 200 kB. So the registry is held
 and its questions are not.
 """
 
