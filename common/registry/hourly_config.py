@@ -197,7 +197,7 @@ class Hourly(Strict):
         forecasts = []
         for variable in self.asked:
             what = f"{variable.name} ({variable.unit})" if variable.unit else variable.name
-            question = f"What will be the {RULES[variable.aggregate]} {what} from {start} to {end} h from now?"
+            question = f"What will be the {RULES[variable.aggregate]} {what} measured {start} to {end} h from now?"
             forecasts.append({"column": at(variable, start), "question": question, "task": "forecast"})
         return [*forecasts, *({"column": x.column, "question": x.question} for x in self.labels)]
 

@@ -122,7 +122,7 @@ def test_the_demo_of_mimic_iv_is_100_patients_with_140_stays(demo: RegistryConfi
 
 
 def test_records_of_the_demo_equal_a_plain_loop(demo: RegistryConfig) -> None:
-    """The last creatinine of hours 20 to 24, of every stay with a heart rate after hour 24."""
+    """The last creatinine of hours 16 to 24, of every stay with a heart rate after hour 24."""
     assert demo.meds is not None
     stays = read_stays(read_events(demo.table, demo.meds), demo.meds, demo.table.path)
     events = pl.read_parquet(demo.table.path).filter(pl.col("value").is_not_null()).sort("time", "value")
@@ -133,11 +133,11 @@ def test_records_of_the_demo_equal_a_plain_loop(demo: RegistryConfig) -> None:
         creatinine, heart = (rows.filter(inside) for rows in of.values())
         last = None
         for time, value in creatinine.select("time", "value").iter_rows():
-            if timedelta(hours=20) <= time - start < timedelta(hours=24):
+            if timedelta(hours=16) <= time - start < timedelta(hours=24):
                 last = round(value, 1)
         if last is not None and heart["time"].max() >= start + timedelta(hours=24):
             by_hand.append((subject, last))
     frame = load_registry(demo).frame
     assert len(by_hand) > 10
-    found = frame.filter(pl.col("crea @-4h").is_not_null()).select("patient", "crea @-4h")
+    found = frame.filter(pl.col("crea @-8h").is_not_null()).select("patient", "crea @-8h")
     assert sorted(found.iter_rows()) == sorted(by_hand)
