@@ -3,7 +3,8 @@
 | message | content | answer |
 |---|---|---|
 | `query.describe` | - | `site`: its name |
-| `query.configure` | `study`: json, hash; `model` (files) with `study.model_sha256`, or none | `counts` |
+| `query.count` | `study`: json, hash; `layout`: json, for pairs, or none, for values | `counts`, `cells` |
+| `query.configure` | `study`: json, hash; maybe `model` (files), `study.model_sha256`, `codebook`: toml | `counts` |
 | `train` | `round`: hash, run, round, first_step, steps; `model` (tensors) | `update`, `manifest`, `metrics` |
 | `evaluate` | the same | `manifest`, `counts` |
 
@@ -17,8 +18,18 @@ from collections.abc import Callable
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
+from client.counting import counted
 from client.egress import REFUSALS, Asked, Described, Reply, answer
-from client.messages import approved_study, asked_in, known_study, model_folder, model_in, task_in
+from client.messages import (
+    approved_study,
+    asked_in,
+    codebook_in,
+    known_study,
+    layout_in,
+    model_folder,
+    model_in,
+    task_in,
+)
 from client.policy import SITE_CONFIGURATION
 from client.site import Site, site_of
 from client.training import SiteStudy
@@ -43,11 +54,19 @@ def describe(message: Message, context: Context) -> Message:
     return at_the_door(message, context, Asked(), lambda site: Described(site.name))
 
 
+@app.query("count")
+def count(message: Message, context: Context) -> Message:
+    def work(site: Site) -> Reply:
+        return counted(site, approved_study(site, message), layout_in(message))
+
+    return at_the_door(message, context, asked_in(message, "study"), work)
+
+
 @app.query("configure")
 def configure(message: Message, context: Context) -> Message:
     def work(site: Site) -> Reply:
         study = approved_study(site, message)
-        return SiteStudy(site, study).configure(model_folder(site, message))
+        return SiteStudy(site, study).configure(model_folder(site, message), codebook_in(message))
 
     return at_the_door(message, context, asked_in(message, "study"), work)
 

@@ -25,6 +25,8 @@ class Passage:
     bytes: int
     sha256: str
     """Over the reply's records as they are sent."""
+    detail: str = ""
+    """What else the site should know: counts held back, the codebook that questions were built with."""
 
 
 def digest(entry: dict[str, object]) -> str:

@@ -33,6 +33,7 @@ def site_in(config: Path, state: Path | None) -> Site:
 
 def count_questions(site: Site, study: Study | None) -> list[tuple[str, str]]:
     """Rows for `check`: what the site brings to a study, or what it could ask about at all."""
+    from common.questions.codebook_file import given_codebook
     from common.questions.site_questions import site_questions
     from common.registry.registry import load_registry
 
@@ -55,7 +56,7 @@ def count_questions(site: Site, study: Study | None) -> list[tuple[str, str]]:
         ("values to ask about", f"{values}"),
     ]
     if study is not None:
-        questions = site_questions(registry, study)
+        questions = site_questions(registry, study, given_codebook(study.questions))
         rows += [
             ("training patients", f"{questions.train['patient'].n_unique()}"),
             ("training questions", f"{questions.train.height}"),
@@ -108,20 +109,40 @@ def questions(
     ] = None,
 ) -> None:
     """Print example questions from this site's own patients, or write all of them to a folder. They go nowhere else."""
+    from common.questions.codebook_file import given_codebook
     from common.questions.site_questions import site_questions, write_site_questions
     from common.registry.registry import load_registry
 
     site, resolved = site_in(config, None), read_study(study)
-    registry = load_registry(site.registry)
+    registry, given = load_registry(site.registry), given_codebook(resolved.questions)
     if out is not None:
-        for name, count in write_site_questions(registry, resolved, out).items():
+        for name, count in write_site_questions(registry, resolved, out, given).items():
             console.print(f"{name:<22}{count}")
         console.print("These files hold patients' values: they are for this site alone.")
         return
-    for row in site_questions(registry, resolved).train.head(number).iter_rows(named=True):
+    for row in site_questions(registry, resolved, given).train.head(number).iter_rows(named=True):
         console.rule(escape(f"{row['section']} / {row['feature']}"))
         console.print(row["prompt"], markup=False)
         console.print(f"answer: {'ABCDE'[row['answer']]}", style="green")
+
+
+@app.command()
+def codebook(
+    config: Config,
+    study: StudyFile,
+    out: Annotated[Path | None, typer.Option("--out", help="Write it here instead of printing it.")] = None,
+) -> None:
+    """This site's own codebook for a study. Value frequencies stand in it: it goes nowhere unless you send it."""
+    from common.questions.codebook_file import to_toml
+    from common.questions.site_questions import own_codebook
+    from common.registry.registry import load_registry
+
+    found = own_codebook(load_registry(site_in(config, None).registry), read_study(study))
+    if out is None:
+        console.print(to_toml(found), markup=False, soft_wrap=True)
+        return
+    out.write_text(to_toml(found), encoding="utf-8")
+    console.print(f"written: {out}  SHA-256 {found.hash}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -217,10 +238,11 @@ def audit(config: Config, state: StateFolder = None) -> None:
         console.print(f"Nothing has left this site so far ({place}).", soft_wrap=True)
         return
     broken = first_broken(place)
-    table = Table("n", "what", "study", "run", "round", "bytes", title=str(place))
+    table = Table("n", "what", "study", "run", "round", "bytes", "besides", title=str(place))
     for line in whole_lines(place)[:broken]:
         entry = json.loads(line)
-        table.add_row(*(str(entry[k])[:12] for k in ("n", "kind", "study", "run", "round", "bytes")))
+        short = (str(entry[k])[:12] for k in ("n", "kind", "study", "run", "round", "bytes"))
+        table.add_row(*short, entry.get("detail", ""))
     console.print(table)
     if broken is not None:
         raise UserError(f"{place}: line {broken + 1} does not continue the chain.", "Keep the file and tell security.")

@@ -8,6 +8,7 @@ before the reply is handed over.
 """
 
 import hashlib
+import json
 import math
 import traceback
 from collections.abc import Callable
@@ -15,11 +16,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+import numpy as np
+import polars as pl
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from client import audit, policy
 from client.policy import Policy, Refusal, check_patients
 from common.errors import UserError
+from common.questions.counts import KEY
+from common.registry.config import Feature
+from common.registry.registry import printed
 from common.update.tensors import State, check_like, sha256, to_record
 
 REFUSALS = {
@@ -31,6 +37,7 @@ REFUSALS = {
     policy.BAD_MODEL: "the model in the message is not whole",
     policy.SITE_CONFIGURATION: "this site's own configuration or data is at fault: see its error log",
     policy.INTERNAL: "the work failed at this site: see its error log",
+    policy.BAD_CODEBOOK: "the codebook in the message is not whole, or not the one of this study at this site",
 }
 
 
@@ -47,6 +54,27 @@ class Configured:
 
     patients: int
     questions: int
+    codebook: str
+    """Hash of the codebook behind the questions, for the audit log. Does not leave."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Answer to `query.count`: counts of values or of pairs of values among the training patients.
+
+    A cell leaves if enough patients stand behind it. A value's cell is else left out, its name too; a pair's cell has
+    no name, only a place in the vector, and is else sent as 0.
+    """
+
+    patients: int
+    features: tuple[Feature, ...]
+    """How the site declares the columns that are counted, without its raw codes and cleaning; none with pairs."""
+    cells: pl.DataFrame
+    """`count`, `patients` behind it (does not leave) and, of values, the columns of `counts.KEY`."""
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in KEY if name in self.cells.columns]
 
 
 @dataclass(frozen=True)
@@ -78,7 +106,7 @@ class Evaluated:
     seconds: float
 
 
-Reply = Described | Configured | Trained | Evaluated
+Reply = Described | Configured | Counted | Trained | Evaluated
 
 
 @dataclass(frozen=True)
@@ -115,9 +143,12 @@ def records(reply: Reply, door: Door) -> RecordDict:
     match reply:
         case Described(site):
             return RecordDict({"site": ConfigRecord({"name": site})})
-        case Configured(patients, questions):
+        case Configured(patients, questions, _):
             check_patients(door.policy, patients)
             return RecordDict({"counts": MetricRecord({"patients": patients, "questions": questions})})
+        case Counted():
+            check_patients(door.policy, reply.patients)
+            return counted_records(reply, door.policy)
         case Evaluated():
             check_patients(door.policy, reply.patients)
             counts = {"patients": reply.patients, "questions": reply.questions, "right": reply.right}
@@ -147,6 +178,27 @@ def records(reply: Reply, door: Door) -> RecordDict:
             )
 
 
+def counted_records(reply: Counted, permitted: Policy) -> RecordDict:
+    enough = pl.col("patients") >= permitted.minimum_patients
+    cells = reply.cells.filter(enough) if reply.names else reply.cells.with_columns(pl.col("count") * enough)
+    features = [printed(feature).model_dump(mode="json", exclude_defaults=True) for feature in reply.features]
+    texts = {"cells": json.dumps(cells.select(reply.names).rows()), "features": json.dumps(features)}
+    counts = Array(cells["count"].to_numpy().astype(np.int64))
+    return RecordDict({"counts": ArrayRecord({"counts": counts}), "cells": ConfigRecord(dict(texts))})
+
+
+def detail(reply: Reply, door: Door) -> str:
+    """What the audit log says beside the digest."""
+    match reply:
+        case Configured():
+            return f"codebook {reply.codebook}"
+        case Counted():
+            held = reply.cells.filter((pl.col("count") > 0) & (pl.col("patients") < door.policy.minimum_patients))
+            return f"{held.height} of {reply.cells.height} counts held back"
+        case _:
+            return ""
+
+
 def weigh(content: RecordDict) -> tuple[int, str]:
     """Bytes and SHA-256 of the records as they are serialised."""
     size, total = 0, hashlib.sha256()
@@ -168,7 +220,8 @@ def release(door: Door, asked: Asked, reply: Reply, message: Message) -> Message
     """Let a reply out: check it, log it, hand it over."""
     content = records(reply, door)
     size, digest = weigh(content)
-    passage = audit.Passage(type(reply).__name__, asked.study, asked.run, asked.round, size, digest)
+    kind = type(reply).__name__
+    passage = audit.Passage(kind, asked.study, asked.run, asked.round, size, digest, detail(reply, door))
     audit.append(door.state / "audit.jsonl", passage)
     return Message(content, reply_to=message)
 

@@ -11,11 +11,23 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Message
 
 from client.egress import Asked
-from client.policy import BAD_MODEL, BAD_REQUEST, NOT_CONFIGURED, RUN_NAME, Refusal, check_run_name, check_study
+from client.policy import (
+    BAD_CODEBOOK,
+    BAD_MODEL,
+    BAD_REQUEST,
+    NOT_CONFIGURED,
+    RUN_NAME,
+    Refusal,
+    check_run_name,
+    check_study,
+)
 from client.site import Site
 from common.errors import UserError
 from common.models.transfer import BadFolder, unpack_folder
-from common.study import Study, parse_study
+from common.questions.codebook import Codebook
+from common.questions.codebook_file import from_toml
+from common.questions.joint import Layout
+from common.study import Study, checked, parse_study
 from common.update.tensors import BadUpdate, State, from_record
 
 HASH = re.compile(r"^[0-9a-f]{64}$")
@@ -98,6 +110,26 @@ def model_folder(site: Site, message: Message) -> Path | None:
         return unpack_folder(message.content.array_records["model"], site.state / "models" / digest, digest)
     except BadFolder:
         raise Refusal(BAD_MODEL) from None
+
+
+def codebook_in(message: Message) -> Codebook | None:
+    """The codebook in a configure message; None where each site has its own."""
+    if "codebook" not in message.content.config_records:
+        return None
+    try:
+        return from_toml(text(config(message, "codebook"), "toml"), "the message")
+    except UserError:
+        raise Refusal(BAD_CODEBOOK) from None
+
+
+def layout_in(message: Message) -> Layout | None:
+    """The classes on which a count message asks for pairs; None where it asks for values."""
+    if "layout" not in message.content.config_records:
+        return None
+    try:
+        return checked(Layout, json.loads(text(config(message, "layout"), "json")), "the message")
+    except (json.JSONDecodeError, UserError):
+        raise Refusal(BAD_REQUEST) from None
 
 
 def model_in(message: Message) -> State:

@@ -4,14 +4,13 @@ Everything lasting is under the site's folder, since a new process may answer ea
 
     models/SHA256/                     model folders that the coordinator sent
     studies/HASH/study.json            the study and where its model is
+    studies/HASH/codebook.toml         the codebook behind the questions
     studies/HASH/{train,validation}.parquet
     studies/HASH/pass_rates.parquet    of the base model, where the study drops questions by them
     studies/HASH/runs/RUN/             optimiser state, last.json and the update that it tells of
 """
 
 import json
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -20,9 +19,10 @@ from typing import Any
 import polars as pl
 from safetensors.torch import load_file, save_file
 
+from client.disk import write
 from client.egress import Configured, Evaluated, Trained
 from client.messages import HASH, Task
-from client.policy import BAD_MODEL, BAD_REQUEST, NOT_CONFIGURED, Refusal
+from client.policy import BAD_CODEBOOK, BAD_MODEL, BAD_REQUEST, NOT_CONFIGURED, Refusal
 from client.site import Site
 from common.errors import UserError
 from common.evaluation.answering import answer
@@ -30,22 +30,14 @@ from common.evaluation.probe import pass_rates
 from common.evaluation.scoring import right
 from common.grpo.local import LocalTrainer
 from common.models.policy import Policy, load_policy, load_trainable, trainable_state
+from common.questions.codebook import Codebook
+from common.questions.codebook_file import to_toml
 from common.questions.curriculum import worth_asking
 from common.questions.site_questions import site_questions
 from common.registry.registry import load_registry
 from common.study import Study
 from common.update.chain import chain, encode
 from common.update.tensors import BadUpdate, State, check_finite, check_like, sha256
-
-
-def write(path: Path, fill: Callable[[Path], object]) -> None:
-    """Let `fill` write a file beside `path`, then give it its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    fill(part)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 @dataclass(frozen=True)
@@ -95,29 +87,48 @@ class SiteStudy:
     def folder(self) -> Path:
         return self.site.state / "studies" / self.study.hash
 
-    def configure(self, model: Path | None) -> Configured:
+    def configure(self, model: Path | None, codebook: Codebook | None) -> Configured:
         """Build the questions once and note where the model is; doing it again changes nothing.
 
         Args:
             model: the folder that the coordinator sent; None where the site has its own.
+            codebook: the one that all sites share; None where each has its own.
 
         Raises:
+            Refusal: BAD_CODEBOOK for a codebook that is not this study's, or not the one behind the questions.
             UserError: the site's data are at fault, or it is not a training site of the study.
         """
         if self.site.name not in self.study.sites.train:
             raise UserError(f"Site {self.site.name!r} is no training site of the study.", "Correct sites.train.")
+        self.check_codebook(codebook)
         base = self.study.model.base
         place = str(model) if model is not None else self.site.settings.models.get(base, base)
         about = self.folder / "study.json"
         if not about.exists():
-            questions = site_questions(load_registry(self.site.registry), self.study)
+            questions = site_questions(load_registry(self.site.registry), self.study, codebook)
             train = self.worth_asking(questions.train, place)
             write(self.folder / "train.parquet", train.write_parquet)
             write(self.folder / "validation.parquet", questions.validation.write_parquet)
-            entry = {"study": self.study.canonical(), "patients": train["patient"].n_unique(), "model": place}
+            text = to_toml(questions.codebook)
+            write(self.folder / "codebook.toml", lambda part: part.write_text(text, encoding="utf-8"))
+            patients, digest = train["patient"].n_unique(), questions.codebook.hash
+            entry = {"study": self.study.canonical(), "patients": patients, "model": place, "codebook": digest}
             write(about, lambda part: part.write_text(json.dumps(entry)))
         entry = json.loads(about.read_text())
-        return Configured(patients=entry["patients"], questions=self.questions("train").height)
+        if codebook is not None and entry["codebook"] != codebook.hash:
+            raise Refusal(BAD_CODEBOOK)
+        return Configured(entry["patients"], self.questions("train").height, entry["codebook"])
+
+    def check_codebook(self, codebook: Codebook | None) -> None:
+        """The approved study says whether sites share a codebook, and which, where it is a file.
+
+        Raises:
+            Refusal: BAD_CODEBOOK.
+        """
+        spec = self.study.questions
+        named = spec.codebook_sha256 or (codebook.hash if codebook is not None else "")
+        if (codebook is None) != (spec.codebook == "site") or (codebook is not None and codebook.hash != named):
+            raise Refusal(BAD_CODEBOOK)
 
     def worth_asking(self, train: pl.DataFrame, model: str) -> pl.DataFrame:
         """What `curriculum.drop` leaves; the pass rates of the base model stay in the folder.

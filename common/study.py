@@ -22,6 +22,9 @@ PrefixRoute = Literal["auto", "expanded", "packed", "plain"]
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 BUILT_IN = "built-in"
+CODEBOOK_ORIGINS = ("site", "federated")
+CODEBOOK_FILE = "file"
+"""What stands for a codebook file's path in what sites approve."""
 
 
 class Strict(BaseModel):
@@ -67,6 +70,27 @@ class Questions(Strict):
     mi_threshold: float = Field(default=0.5, gt=0)
     """Features with more mutual information (nats) with the masked one are left out of its prompt."""
     test_fraction: Fraction = 0.2
+    codebook: str = Field(default="site", min_length=1)
+    """Where column statistics come from: `site`, each site's own; `federated`, one for all from the sites' summed
+    counts; or the path of a codebook file, relative to the study file."""
+    codebook_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Of a codebook file: the hash that stands in it. Filled in when the study is read; the path is no part of the
+    study's hash, this is."""
+
+    @property
+    def codebook_file(self) -> Path | None:
+        return None if self.codebook in CODEBOOK_ORIGINS else Path(self.codebook)
+
+    @model_validator(mode="after")
+    def codebook_fits(self) -> "Questions":
+        if self.fidelity == "paper" and self.codebook != "site":
+            raise ValueError(
+                "fidelity = 'paper' fits its codebook to all rows of a site, test patients included; "
+                "set codebook = 'site' or fidelity = 'strict'"
+            )
+        if self.codebook_sha256 is not None and self.codebook_file is None:
+            raise ValueError("codebook_sha256 belongs to a codebook file; remove it or set codebook to the file's path")
+        return self
 
     @model_validator(mode="after")
     def choices_fit(self) -> "Questions":
@@ -275,13 +299,20 @@ class Study(Strict):
 
     def canonical(self) -> dict:
         """The resolved values that decide numbers, ready for hashing or printing."""
-        return self.model_dump(mode="json", exclude={"simulation"}, exclude_none=True)
+        values = self.model_dump(mode="json", exclude={"simulation"}, exclude_none=True)
+        if self.questions.codebook_file is not None:
+            values["questions"]["codebook"] = CODEBOOK_FILE
+        return values
+
+    @property
+    def message(self) -> str:
+        """The canonical JSON, as it is sent to the sites."""
+        return json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
     @property
     def hash(self) -> str:
         """SHA-256 over the canonical JSON: what a site approves."""
-        text = json.dumps(self.canonical(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(self.message.encode()).hexdigest()
 
     def to_toml(self) -> str:
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
@@ -352,4 +383,24 @@ def read_study(path: Path) -> Study:
     if not folder.is_absolute():
         resolved = str((path.parent / folder).resolve())
         study = study.model_copy(update={"simulation": study.simulation.model_copy(update={"site_configs": resolved})})
-    return study
+    if study.questions.codebook_file is None:
+        return study
+    return with_codebook_file(study, path.parent / study.questions.codebook_file)
+
+
+def with_codebook_file(study: Study, place: Path) -> Study:
+    """The study with the absolute path of its codebook file and the hash that stands in it.
+
+    Raises:
+        UserError: the file is missing, holds no hash, or another one than the study names.
+    """
+    found = read_toml(place).get("sha256")
+    if not isinstance(found, str):
+        raise UserError(f"{place}: this is no codebook: it has no sha256.", "Give the file of a codebook.")
+    if study.questions.codebook_sha256 not in (None, found):
+        raise UserError(
+            f"{place}: this is not the codebook that the study names in questions.codebook_sha256.",
+            "Put that codebook back, or remove codebook_sha256 to take this one.",
+        )
+    values = {**study.questions.model_dump(), "codebook": str(place.resolve()), "codebook_sha256": found}
+    return study.model_copy(update={"questions": Questions.model_validate(values)})

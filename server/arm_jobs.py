@@ -24,7 +24,7 @@ from server.jobs import SPLITS, answered_path, is_done
 from server.ray_engine import simulate_with_ray
 from server.round_store import RoundStore
 from server.run_folder import EventLog, RunFolder, read_json, write_json
-from server.simulation import simulate_federated
+from server.simulation import simulate_federated, simulated_codebook
 from server.workers import Job
 
 
@@ -43,9 +43,11 @@ def do_job(run: Path, job: Job, cache: Path) -> None:
     if job.arm == "model":
         prepare_model(folder, study, cache, log)
         return
-    frames = build_frames(study, folder.seed(job.seed) / "questions")
+    place = folder.seed(job.seed) / "questions"
     if job.arm == "questions":
+        build_frames(study, place, simulated_codebook(study, folder.arm(job.seed, "federated"), log))
         return
+    frames = Frames(place)
     log.write("arm_started")
     if job.arm == "yardsticks":
         measure(folder, study, frames, job.seed)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from common.errors import UserError
+from common.questions.codebook_file import check_codebook, read_codebook
 from common.registry.config import read_registry_config
 from common.registry.registry import LeftOut, concat_registries, load_registry
 from common.study import BUILT_IN, Study
@@ -26,6 +27,11 @@ def check_sites(study: Study) -> list[tuple[str, LeftOut]]:
             raise UserError(f"{path}: site = {config.site!r}, but the study calls it {site!r}.", "Use one name.")
         registries[site] = load_registry(config)
     concat_registries([registries[site] for site in study.sites.train + study.sites.unseen], "all")
+    if study.questions.codebook_file is not None:
+        given = read_codebook(study.questions.codebook_file)
+        for site in study.sites.train:
+            place = f"{study.questions.codebook_file}, site {site}"
+            check_codebook(given, registries[site].features, study.questions, place)
     if study.sites.public:
         concat_registries([registries[site] for site in study.sites.public], "public")
     return [(site, left) for site, registry in registries.items() for left in registry.left_out]

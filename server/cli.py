@@ -34,6 +34,22 @@ def plan(study: StudyFile) -> None:
     console.print(f"SHA-256 {resolved.hash}", soft_wrap=True)
 
 
+@app.command("codebook-diff")
+def codebook_diff(
+    first: Annotated[Path, typer.Argument(help="A codebook's TOML file.")],
+    second: Annotated[Path, typer.Argument(help="Another one.")],
+) -> None:
+    """In which columns and left-out pairs two codebooks differ; exit code 1 if in any."""
+    from common.questions.codebook_file import differences, read_codebook
+
+    lines = differences(read_codebook(first), read_codebook(second))
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+    if lines:
+        raise typer.Exit(1)
+    console.print("no difference")
+
+
 @app.command()
 def simulate(
     study: Annotated[Path | None, typer.Argument(help="The study's TOML file; not with --resume.")] = None,

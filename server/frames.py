@@ -56,8 +56,11 @@ def keep(path: Path, frame: pl.DataFrame) -> None:
     write_atomic(path, frame.write_parquet)
 
 
-def build_frames(study: Study, folder: Path) -> Frames:
+def build_frames(study: Study, folder: Path, codebook: Codebook | None = None) -> Frames:
     """Build what is not there yet.
+
+    Args:
+        codebook: the one that all sites share; None where each has its own.
 
     Raises:
         UserError: a site's file or table is missing or wrong, a site has too few questions for one step, or the
@@ -66,7 +69,7 @@ def build_frames(study: Study, folder: Path) -> Frames:
     if (folder / "done.json").exists():
         return Frames(folder)
     sites = registries(study, study.sites.train)
-    questions = {registry.site: site_questions(registry, study) for registry in sites}
+    questions = {registry.site: site_questions(registry, study, codebook) for registry in sites}
     for site, q in questions.items():
         if q.train.height < study.grpo.prompts_per_step:
             raise UserError(
@@ -75,7 +78,7 @@ def build_frames(study: Study, folder: Path) -> Frames:
                 "Lower grpo.prompts_per_step, raise questions.per_patient or leave the site out.",
             )
     training = {site: q.train["patient"].unique().to_list() for site, q in questions.items()}
-    pooled = pooled_codebook(sites, training, study)
+    pooled = codebook or pooled_codebook(sites, training, study)
     for site, q in questions.items():
         keep(folder / "train" / f"{site}.parquet", q.train)
         keep(folder / "validation" / f"{site}.parquet", q.validation)

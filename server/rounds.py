@@ -4,7 +4,6 @@ A round is durable when its checkpoint is; what arrived for a round under way wa
 coordinator that is killed anywhere goes on from there and ends with the same model.
 """
 
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -18,9 +17,12 @@ from flwr.serverapp import Grid
 from common.errors import UserError
 from common.models.policy import load_policy, trainable_state
 from common.models.transfer import folder_sha256, pack_folder
+from common.questions.codebook import Codebook
+from common.questions.codebook_file import to_toml
 from common.study import BUILT_IN, Study
 from common.update.chain import chain, decode
 from common.update.tensors import BadUpdate, State, byte_count, check_finite, from_record, sha256, to_record
+from server.codebooks import common_codebook
 from server.fold import fold_mean, normalised
 from server.mailbox import Mailbox
 from server.outer import outer_optimizer
@@ -116,8 +118,8 @@ def name_sites(grid: Grid, study: Study, log: EventLog, wait_s: float = DESCRIBE
     return {name: sites[name] for name in sorted(study.sites.train)}
 
 
-def configure_sites(box: Mailbox, study: Study, folder: Path) -> Counts:
-    """Send the study, and the built-in model, to every site; all must accept.
+def configure_sites(box: Mailbox, study: Study, folder: Path, codebook: Codebook | None = None) -> Counts:
+    """Send the study, the built-in model and the codebook that sites share to every site; all must accept.
 
     Returns:
         site -> `patients`, `questions`.
@@ -125,13 +127,14 @@ def configure_sites(box: Mailbox, study: Study, folder: Path) -> Counts:
     Raises:
         UserError: a site refuses or does not answer.
     """
-    text = json.dumps(study.canonical(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    values: dict[str, str] = {"json": text, "hash": study.hash}
+    values: dict[str, str] = {"json": study.message, "hash": study.hash}
     content = RecordDict()
     if study.model.base == BUILT_IN:
         values["model_sha256"] = folder_sha256(folder)
         content["model"] = pack_folder(folder)
     content["study"] = ConfigRecord(dict(values))
+    if codebook is not None:
+        content["codebook"] = ConfigRecord({"toml": to_toml(codebook)})
     counts: Counts = {}
     contents = dict.fromkeys(box.nodes, content)
     for site, reply in box.ask("query.configure", 0, contents, study.rounds.deadline_s):
@@ -361,7 +364,7 @@ def run_rounds(grid: Grid, study: Study, run: str, folder: Path, store: RoundSto
     if latest is not None and latest.round == study.rounds.rounds:
         return latest
     box = Mailbox(grid, name_sites(grid, study, log), log)
-    configure_sites(box, study, folder)
+    configure_sites(box, study, folder, common_codebook(box, study, store.folder))
     checkpoint = latest or first_checkpoint(box, study, run, folder, store)
     if latest is not None:
         log.write("resumed", round=latest.round)

@@ -2,6 +2,7 @@
 
     RUN/
       study.toml              the resolved study
+      codebook.toml           where the study names a codebook file
       run.json                versions, seeds, arms
       events.jsonl            what happened, one JSON object a line
       seed-1/                 one folder a seed
@@ -26,7 +27,7 @@ from typing import Any
 
 from common.disk import named_disk_faults
 from common.errors import UserError
-from common.study import Study, read_study
+from common.study import Study, read_study, with_codebook_file
 
 FREE_BYTES = 512 * 1024 * 1024
 PACKAGES = ("flwr", "torch", "transformers", "trl", "peft", "polars", "scikit-learn", "numpy")
@@ -185,6 +186,10 @@ def create_run(
             n += 1
             path = runs / f"{stem}-{n}"
     folder = RunFolder(path.resolve())
+    if study.questions.codebook_file is not None:
+        kept = folder.path / "codebook.toml"
+        write_text(kept, study.questions.codebook_file.read_text(encoding="utf-8"))
+        study = with_codebook_file(study, kept)
     write_text(folder.path / "study.toml", study.to_toml())
     about = {
         "study": study.name,

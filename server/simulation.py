@@ -16,8 +16,13 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from common.questions.codebook import Codebook
 from common.study import Study
 from server.app import app as server_app
+from server.codebooks import common_codebook
+from server.mailbox import Mailbox
+from server.rounds import name_sites
+from server.run_folder import EventLog
 
 CLIENT_APP = "client.app:app"
 RUN_ID = 1
@@ -112,6 +117,18 @@ def site_contexts(study: Study, states: Path) -> dict[int, Context]:
         }
         contexts[node] = Context(RUN_ID, node, node_config, RecordDict(), {})
     return contexts
+
+
+def simulated_codebook(study: Study, arm: Path, log: EventLog) -> Codebook | None:
+    """The codebook that the sites share, agreed as in a federated run and kept for it; None where each has its own.
+
+    Args:
+        arm: folder of the federated arm, as `simulate_federated` gets it.
+    """
+    if study.questions.codebook == "site":
+        return None
+    grid = InProcessGrid(load_client_app(), site_contexts(study, arm / "sites"))
+    return common_codebook(Mailbox(grid, name_sites(grid, study, log), log), study, arm)
 
 
 def simulate_federated(study_file: Path, study: Study, run: str, model: Path, arm: Path, events: Path) -> None:

@@ -49,6 +49,11 @@ def read_codebook(path: Path) -> Codebook:
     return from_values(read_toml(path), str(path))
 
 
+def given_codebook(spec: Questions) -> Codebook | None:
+    """The codebook file that a study names, if it names one."""
+    return read_codebook(spec.codebook_file) if spec.codebook_file is not None else None
+
+
 def from_values(values: dict[str, Any], source: str) -> Codebook:
     version, digest = values.pop("version", None), values.pop("sha256", None)
     if version != VERSION:
@@ -71,7 +76,7 @@ def check_codebook(codebook: Codebook, features: Sequence[Feature], spec: Questi
     Raises:
         UserError: a feature is missing, or it was fitted with another threshold or for the paper's construction.
     """
-    missing = [f.column for f in features if f.column not in codebook.columns]
+    missing = [f.column for f in features if f.quantity not in codebook.columns]
     if missing:
         raise UserError(
             f"{source}: {len(missing)} features of this site are not in it, the first is {missing[0]!r}.",

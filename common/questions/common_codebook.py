@@ -4,8 +4,8 @@ The rules are those of `codebook.py`. What differs is that numbers are known to 
 that share a cell count as its centre, for the support and for bins.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -32,21 +32,20 @@ from common.questions.counts import (
     MANY,
     ROWS,
     VALUE,
-    by_variable,
     digits,
     multiple,
     printed,
-    variable_of,
 )
 from common.questions.information import bins_for
 from common.questions.joint import BUCKETS, Binning, Layout, pair_information
 from common.questions.printing import print_units, to_units
+from common.questions.variables import as_quantities
 from common.registry.config import Feature
 from common.study import Questions
 
 
 class Counted:
-    """The cells of one variable: what -> cell -> count."""
+    """The cells of one quantity: what -> cell -> count."""
 
     def __init__(self, cells: pl.DataFrame) -> None:
         self.what: dict[str, dict[str, int]] = {}
@@ -97,19 +96,17 @@ def finer_cells(cell: str, significant: int) -> list[float]:
     return [float(f"{centre + i * step:.{significant}e}") for i in range(-5, 5)] if centre else [0.0]
 
 
-def by_variables(cells: pl.DataFrame) -> dict[str, Counted]:
-    return {str(key[0]): Counted(part) for key, part in cells.group_by("variable")}
+def by_quantity(cells: pl.DataFrame) -> defaultdict[str, Counted]:
+    """Name -> its cells; nothing where a name has none."""
+    found: defaultdict[str, Counted] = defaultdict(lambda: Counted(cells.clear()))
+    found.update({str(key[0]): Counted(part) for key, part in cells.group_by("quantity")})
+    return found
 
 
 def fit_columns(cells: pl.DataFrame, features: Sequence[Feature]) -> dict[str, Column]:
-    """Column statistics from counts (`counts.SCHEMA`), in the order of `features`."""
-    counted = by_variables(cells)
-    nothing = Counted(cells.clear())
-    columns = {}
-    for variable, group in by_variable(features).items():
-        found = fit_counted(counted.get(variable, nothing), group[0])
-        columns.update({f.column: replace(found, column=f.column) for f in group})
-    return {f.column: columns[f.column] for f in features}
+    """Column statistics from counts (`counts.SCHEMA`), by quantity in the order of `features`."""
+    counted = by_quantity(cells)
+    return {q.column: fit_counted(counted[q.column], q) for q in as_quantities(features)}
 
 
 def fit_counted(counted: Counted, feature: Feature) -> Column:
@@ -173,26 +170,24 @@ def decimals_to_print(counted: Counted, table: pl.DataFrame) -> int:
 
 def layout_of(cells: pl.DataFrame, features: Sequence[Feature], columns: Mapping[str, Column]) -> Layout:
     """The classes on which the second exchange counts pairs."""
-    counted = by_variables(cells)
-    whole = counted[""]
-    bins = bins_for(whole.of(ROWS)[""], whole.of(HIDDEN).get("", 0))
-    nothing = Counted(cells.clear())
-    binnings = [binning(f, columns[f.column], counted.get(variable_of(f), nothing), bins) for f in features]
+    counted = by_quantity(cells)
+    bins = bins_for(counted[""].of(ROWS)[""], counted[""].of(HIDDEN)[""])
+    binnings = [binning(q, columns[q.column], counted[q.column], bins) for q in as_quantities(features)]
     return Layout(binnings=tuple(binnings))
 
 
 def binning(feature: Feature, column: Column, counted: Counted, bins: int) -> Binning:
     if feature.kind == "date" or column.kind == "number":
-        return Binning(column=feature.column, cuts=cuts(counted.numbers(), bins))
+        return Binning(quantity=feature.column, cuts=cuts(counted.numbers(), bins))
     if feature.kind == "number":
         values = pl.DataFrame({"number": sorted(map(float, column.values))}).with_columns(count=pl.lit(1, pl.Int64))
-        return Binning(column=feature.column, cuts=cuts(values, bins if feature.ordinal else values.height))
+        return Binning(quantity=feature.column, cuts=cuts(values, bins if feature.ordinal else values.height))
     if column.kind == "text":
-        return Binning(column=feature.column, buckets=BUCKETS)
+        return Binning(quantity=feature.column, buckets=BUCKETS)
     scale = scale_of(counted) if feature.ordinal else None
     if scale is not None:
-        return Binning(column=feature.column, cuts=cuts(scale, bins))
-    return Binning(column=feature.column, values=tuple(sorted(column.values)))
+        return Binning(quantity=feature.column, cuts=cuts(scale, bins))
+    return Binning(quantity=feature.column, values=tuple(sorted(column.values)))
 
 
 def scale_of(counted: Counted) -> pl.DataFrame | None:

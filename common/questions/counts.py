@@ -1,6 +1,6 @@
 """What a codebook common to several sites is fitted from: whole numbers that add up over sites.
 
-A table of cells: `variable` (columns of one variable are counted together), `what` is counted, `cell`, `count`.
+A table of cells: `quantity` (a column, or all columns of a variable), `what` is counted, `cell`, `count`.
 
 | what | cell | of |
 |---|---|---|
@@ -31,9 +31,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from common.questions.codebook import GRAINS, MOST_CATEGORIES, MOST_DECIMALS, shown_exactly
+from common.questions.variables import quantities
 from common.registry.config import Feature
 
-KEY = ("variable", "what", "cell")
+KEY = ("quantity", "what", "cell")
 SCHEMA = pl.Schema({**dict.fromkeys(KEY, pl.String()), "count": pl.Int64()})
 ROWS, HIDDEN, VALUE, MANY, DECIMALS, CLOCK = "rows", "hidden", "value", "many", "decimals", "clock"
 DIGITS = 4
@@ -55,18 +56,6 @@ def printed(decimals: int) -> str:
     return f"printed, {decimals} decimals"
 
 
-def variable_of(feature: Feature) -> str:
-    return feature.variable or feature.column
-
-
-def by_variable(features: Iterable[Feature]) -> dict[str, list[Feature]]:
-    """The features of each variable, in registry order."""
-    groups: dict[str, list[Feature]] = {}
-    for feature in features:
-        groups.setdefault(variable_of(feature), []).append(feature)
-    return groups
-
-
 def count_values(frame: pl.DataFrame, features: Sequence[Feature], minimum: int) -> pl.DataFrame:
     """Count the rows of a site's training patients.
 
@@ -79,10 +68,10 @@ def count_values(frame: pl.DataFrame, features: Sequence[Feature], minimum: int)
     everybody = frame["patient"].n_unique()
     whole = [("", ROWS, "", frame.height), ("", HIDDEN, "", minimum - 1)]
     parts = [pl.DataFrame(whole, schema=SCHEMA, orient="row").with_columns(patients=pl.lit(everybody, pl.Int64))]
-    for variable, group in by_variable(features).items():
+    for name, group in quantities(features).items():
         long = pl.concat([frame.select("patient", pl.col(f.column).alias("value")) for f in group]).drop_nulls()
-        counted = count_variable(long, group[0].kind, minimum)
-        parts += [part.with_columns(pl.lit(variable).alias("variable")) for part in counted]
+        counted = count_quantity(long, group[0].kind, minimum)
+        parts += [part.with_columns(pl.lit(name).alias("quantity")) for part in counted]
     cells = pl.concat(parts, how="diagonal")
     # Whether there are many values is told of all the site's patients.
     return (
@@ -92,8 +81,8 @@ def count_values(frame: pl.DataFrame, features: Sequence[Feature], minimum: int)
     )
 
 
-def count_variable(long: pl.DataFrame, kind: str, minimum: int) -> list[pl.DataFrame]:
-    """Cells (`what`, `cell`, `count`, `patients`) of one variable; `long` has `patient` and `value` without nulls."""
+def count_quantity(long: pl.DataFrame, kind: str, minimum: int) -> list[pl.DataFrame]:
+    """Cells (`what`, `cell`, `count`, `patients`) of one quantity; `long` has `patient` and `value` without nulls."""
     patients, values = long["patient"], long["value"]
     if kind == "text":
         return [tally(MANY, patients, pl.repeat("", long.height, eager=True))]
@@ -163,12 +152,12 @@ def rounded(patients: pl.Series, numbers: Floats, minimum: int) -> list[pl.DataF
 
 
 def settle(cells: pl.DataFrame) -> pl.DataFrame:
-    """One form for the same counts: of a variable with more than 20 values that alone, and no list of categories."""
-    listed = cells.filter(pl.col("what").is_in([VALUE, digits(DIGITS)])).group_by("variable").len()
-    crowded = listed.filter(pl.col("len") > MOST_CATEGORIES)["variable"].to_list()
-    crowded = sorted({*crowded, *cells.filter(pl.col("what") == MANY)["variable"]})
-    kept = cells.filter((pl.col("what") != MANY) & ~((pl.col("what") == VALUE) & pl.col("variable").is_in(crowded)))
-    marks = pl.DataFrame([(variable, MANY, "", 1) for variable in crowded], schema=SCHEMA, orient="row")
+    """One form for the same counts: of a quantity with more than 20 values that alone, and no list of categories."""
+    listed = cells.filter(pl.col("what").is_in([VALUE, digits(DIGITS)])).group_by("quantity").len()
+    crowded = listed.filter(pl.col("len") > MOST_CATEGORIES)["quantity"].to_list()
+    crowded = sorted({*crowded, *cells.filter(pl.col("what") == MANY)["quantity"]})
+    kept = cells.filter((pl.col("what") != MANY) & ~((pl.col("what") == VALUE) & pl.col("quantity").is_in(crowded)))
+    marks = pl.DataFrame([(name, MANY, "", 1) for name in crowded], schema=SCHEMA, orient="row")
     return pl.concat([kept, marks]).sort(KEY)
 
 

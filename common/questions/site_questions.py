@@ -12,6 +12,7 @@ from common.disk import named_disk_faults
 from common.errors import UserError
 from common.questions.building import Built
 from common.questions.codebook import Codebook, fit_codebook
+from common.questions.codebook_file import check_codebook
 from common.questions.curriculum import weigh
 from common.questions.randomness import derive_seed, hash_keys
 from common.questions.streaming import slices, write_questions
@@ -57,18 +58,19 @@ class SitePlan(NamedTuple):
         return build_tasks(registry, asked.patients, self.codebook, study.questions, seed, asked.per_patient)
 
 
-def plan_site(registry: Registry, study: Study) -> SitePlan:
+def plan_site(registry: Registry, study: Study, codebook: Codebook | None = None) -> SitePlan:
     """Split the patients and fit the codebook on the training side.
 
     The validation patients are training patients put aside: they help to fit the codebook, nothing is trained on
     them. Who is where follows from the study's seed and the patient alone.
 
+    Args:
+        codebook: the one that all sites share, where the study has one; None fits the site's own.
+
     Raises:
-        UserError: no training patient is left.
+        UserError: no training patient is left, or the codebook lacks one of the site's features.
     """
-    spec = study.questions
-    drawn = derive_seed(study.seed, "split")
-    sides = split_patients(registry.frame["patient"].to_list(), drawn, spec.test_fraction, registry.sides)
+    spec, sides = study.questions, sides_of(registry, study)
     training = sides["train"]
     aside = choose(training, study.rounds.validation_patients, derive_seed(study.seed, "validation"))
     tested = choose(sides["test"], study.evaluation.patients_per_site, derive_seed(study.seed, "test"))
@@ -78,19 +80,21 @@ def plan_site(registry: Registry, study: Study) -> SitePlan:
             f"Site {registry.site}: no training patient is left after rounds.validation_patients are put aside.",
             "Lower rounds.validation_patients or questions.test_fraction, or give the site more patients.",
         )
-    rows = rows_to_fit(registry.frame, training, spec)
-    codebook = fit_codebook(rows, registry.features, spec, derive_seed(study.seed, "codebook"))
+    if codebook is None:
+        codebook = own_codebook(registry, study)
+    else:
+        check_codebook(codebook, registry.features, spec, "the common codebook")
     per_patient, tests = spec.per_patient, study.evaluation.questions_per_patient
     return SitePlan(codebook, Asked(kept, per_patient), Asked(aside, per_patient), Asked(tested, tests))
 
 
-def site_questions(registry: Registry, study: Study) -> SiteQuestions:
+def site_questions(registry: Registry, study: Study, codebook: Codebook | None = None) -> SiteQuestions:
     """The three sets of `plan_site`, in memory.
 
     Raises:
-        UserError: no training patient is left, or a task has nothing to ask here.
+        UserError: as `plan_site`, or a task has nothing to ask here.
     """
-    plan = plan_site(registry, study)
+    plan = plan_site(registry, study, codebook)
     train, validation, test = (plan.build(registry, asked, study) for asked in (plan.train, plan.validation, plan.test))
     require_tasks(registry, train.questions, study.questions)
     shuffled = shuffle(train.questions, derive_seed(study.seed, "shuffle"))
@@ -113,7 +117,9 @@ def require_tasks(registry: Registry, train: pl.DataFrame, spec: Questions) -> N
             )
 
 
-def write_site_questions(registry: Registry, study: Study, folder: Path) -> dict[str, int]:
+def write_site_questions(
+    registry: Registry, study: Study, folder: Path, codebook: Codebook | None = None
+) -> dict[str, int]:
     """The three sets as `train.parquet`, `validation.parquet` and `test.parquet`, in the order of the registry and
     before `[curriculum]`.
 
@@ -123,9 +129,9 @@ def write_site_questions(registry: Registry, study: Study, folder: Path) -> dict
         how many questions each file holds.
 
     Raises:
-        UserError: no training patient is left, or the folder cannot be written.
+        UserError: as `plan_site`, or the folder cannot be written.
     """
-    plan = plan_site(registry, study)
+    plan = plan_site(registry, study, codebook)
     with named_disk_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return {
@@ -134,6 +140,27 @@ def write_site_questions(registry: Registry, study: Study, folder: Path) -> dict
         )
         for name, asked in (("train", plan.train), ("validation", plan.validation), ("test", plan.test))
     }
+
+
+def sides_of(registry: Registry, study: Study) -> dict[str, list[str]]:
+    """Training and test patients of a site."""
+    patients, drawn = registry.frame["patient"].to_list(), derive_seed(study.seed, "split")
+    return split_patients(patients, drawn, study.questions.test_fraction, registry.sides)
+
+
+def own_codebook(registry: Registry, study: Study) -> Codebook:
+    """The site's own, whatever the study shares.
+
+    Raises:
+        UserError: no training patient.
+    """
+    rows = training_rows(registry, study)
+    return fit_codebook(rows, registry.features, study.questions, derive_seed(study.seed, "codebook"))
+
+
+def training_rows(registry: Registry, study: Study) -> pl.DataFrame:
+    """The rows that a codebook is fitted to."""
+    return rows_to_fit(registry.frame, sides_of(registry, study)["train"], study.questions)
 
 
 def rows_to_fit(frame: pl.DataFrame, training: Sequence[str], spec: Questions) -> pl.DataFrame:

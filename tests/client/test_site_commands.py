@@ -15,6 +15,7 @@ from client.join import Joining, check, only_one
 from common.address import Address, free_port
 from common.errors import UserError
 from common.keys import make_site_key
+from common.questions.codebook_file import read_codebook
 from common.study import parse_study
 from server.certs import make_certificates
 
@@ -157,3 +158,15 @@ def test_leaks_at_a_site_with_few_patients_is_a_sentence(run: Command, tmp_path:
     done = run("leaks", few)
     assert done.returncode == 2
     assert "too few to look for leaks" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_sites_own_codebook_serves_a_study_until_it_is_changed(
+    run: Command, site: Path, study: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "own.toml"
+    done = run("codebook", site, "--study", study, "--out", place)
+    assert done.returncode == 0 and read_codebook(place).hash in done.stdout
+    place.write_text(place.read_text().replace("maskable = true", "maskable = false", 1))
+    study.write_text(study.read_text().replace('codebook = "site"', 'codebook = "own.toml"'))
+    refused = run("questions", site, "--study", study)
+    assert refused.returncode == 2 and "changed since it was written" in refused.stderr

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from common.errors import UserError
-from common.study import parse_study, read_study
+from common.study import Questions, parse_study, read_study
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -56,3 +57,44 @@ def test_where_a_laptop_finds_its_sites_is_not_what_they_approve() -> None:
     here, there = (parse_study(values(simulation={"site_configs": place}), "s") for place in ("here", "there"))
     assert here.hash == there.hash
     assert here.with_seed(2).hash != here.hash
+
+
+def test_the_papers_construction_has_no_common_codebook() -> None:
+    with pytest.raises(ValidationError, match="set codebook = 'site' or fidelity = 'strict'"):
+        Questions(fidelity="paper", codebook="federated")
+
+
+def test_a_codebooks_hash_needs_a_codebook_file() -> None:
+    with pytest.raises(ValidationError, match="codebook_sha256 belongs to a codebook file"):
+        Questions(codebook="federated", codebook_sha256="0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "said"),
+    [
+        ("mi_threshold = 0.5", None, "this is no codebook: it has no sha256"),
+        (f'sha256 = "{"a" * 64}"', "b" * 64, "not the codebook that the study names"),
+    ],
+)
+def test_a_codebook_file_is_looked_at_when_the_study_is_read(
+    tmp_path: Path, text: str, named: str | None, said: str
+) -> None:
+    (tmp_path / "book.toml").write_text(text)
+    more = f'codebook_sha256 = "{named}"\n' if named else ""
+    study = tmp_path / "study.toml"
+    study.write_text(f'name = "x"\nmodel.base = "m"\nsites.train = ["a"]\n[questions]\ncodebook = "book.toml"\n{more}')
+    with pytest.raises(UserError, match=said):
+        read_study(study)
+
+
+def test_what_a_codebook_file_holds_is_approved_and_not_where_it_lies(tmp_path: Path) -> None:
+    for name, digest in (("one.toml", "a"), ("same.toml", "a"), ("other.toml", "b")):
+        (tmp_path / name).write_text(f'sha256 = "{digest * 64}"')
+    hashes = []
+    for name in ("one.toml", "same.toml", "other.toml"):
+        study = tmp_path / "study.toml"
+        study.write_text(f'name = "x"\nmodel.base = "m"\nsites.train = ["a"]\n[questions]\ncodebook = "{name}"\n')
+        found = read_study(study)
+        assert parse_study(found.canonical(), "the message").hash == found.hash
+        hashes.append(found.hash)
+    assert hashes[0] == hashes[1] != hashes[2]

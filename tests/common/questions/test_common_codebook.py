@@ -10,9 +10,9 @@ from common.questions.building import build_questions
 from common.questions.codebook import Codebook, fit_codebook
 from common.questions.common_codebook import finer_cells, fit_columns, fit_from_counts, layout_of
 from common.questions.counts import add, count_values
-from common.questions.joint import count_pairs, patients_behind
+from common.questions.joint import count_pairs
 from common.registry.config import Feature, read_registry_config
-from common.registry.registry import Registry, concat_registries, load_registry
+from common.registry.registry import Registry, concat_registries, load_registry, widen
 from common.study import Questions
 
 CONFIGS = Path(__file__).parents[3] / "site_configs"
@@ -29,8 +29,8 @@ def federated(
     layout = layout_of(cells, features, fit_columns(cells, features))
     pairs = np.zeros(int(layout.pairs.sum()), dtype=np.int64)
     for registry in registries:
-        counts = count_pairs(registry.frame, layout)
-        pairs += np.where(patients_behind(counts, registry.frame["patient"]) >= minimum, counts, 0)
+        found = count_pairs(widen(registry.frame, list(features)), features, layout)
+        pairs += np.where(found["patients"] >= minimum, found["count"], 0)
     return cells, fit_from_counts(cells, pairs, features, spec)
 
 
