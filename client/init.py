@@ -10,7 +10,7 @@ from common.errors import UserError
 from common.registry.config import read_registry_config
 from common.registry.drafting.draft import describe, draft
 from common.registry.drafting.look import Seen
-from common.study import explain
+from common.strict import explain
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from common.models.transfer import BadFolder, unpack_folder
 from common.questions.codebook import Codebook
 from common.questions.codebook_file import from_toml
 from common.questions.joint import Layout
-from common.study import Study, checked, parse_study
+from common.strict import checked
+from common.study import Study, parse_study
 from common.update.tensors import BadUpdate, State, from_record
 
 HASH = re.compile(r"^[0-9a-f]{64}$")

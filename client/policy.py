@@ -5,7 +5,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from common.study import Strict, Study
+from common.strict import Strict
+from common.study import Study
 
 MINIMUM_PATIENTS = 10
 """Smallest number of patients behind a figure that may leave, unless the site's file says otherwise."""

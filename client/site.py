@@ -14,7 +14,7 @@ from client.egress import Door
 from client.policy import Policy
 from common.errors import UserError
 from common.registry.config import RegistryConfig, read_registry_config, read_values
-from common.study import Strict, checked
+from common.strict import Strict, checked
 
 
 class Settings(Strict):

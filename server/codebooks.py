@@ -23,7 +23,8 @@ from common.questions.counts import KEY, SCHEMA, add
 from common.questions.joint import Layout
 from common.registry.config import Feature
 from common.registry.registry import merge_features
-from common.study import Study, checked
+from common.strict import checked
+from common.study import Study
 from server.mailbox import Mailbox
 from server.run_folder import read_json, write_json, write_text
 

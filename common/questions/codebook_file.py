@@ -18,7 +18,8 @@ from common.errors import UserError
 from common.questions.codebook import Codebook
 from common.questions.printing import AS_RECORDED
 from common.registry.config import Feature
-from common.study import Questions, read_toml
+from common.strict import read_toml
+from common.study import Questions
 
 VERSION = 1
 

@@ -22,7 +22,7 @@ from common.questions.counts import as_numbers
 from common.questions.information import MOST_BINS, pair_counts, pairs_in
 from common.questions.variables import quantities, stacked
 from common.registry.config import Feature
-from common.study import Strict
+from common.strict import Strict
 
 BUCKETS = 20
 """Of text, whose values do not leave a site: classes by a hash, coarse enough that one tells no text."""

@@ -18,7 +18,8 @@ from common.registry.hourly_config import Hourly, Rows, with_hourly
 from common.registry.meds_config import Meds
 from common.registry.splits import Split
 from common.registry.translation import Translate, with_dictionary
-from common.study import SiteName, Strict, checked, read_toml
+from common.strict import Strict, checked, read_toml
+from common.study import SiteName
 
 
 class Feature(Strict):

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from common.study import Positive, Strict, checked
+from common.strict import Strict, checked
+from common.study import Positive
 
 HOURS = {"hours": 1.0, "minutes": 1 / 60, "seconds": 1 / 3600, "days": 24.0}
 RULES = {"last": "last", "mean": "mean", "min": "lowest", "max": "highest", "sum": "total"}

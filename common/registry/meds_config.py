@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from common.study import Strict
+from common.strict import Strict
 
 
 class Meds(Strict):

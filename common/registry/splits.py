@@ -7,7 +7,7 @@ import polars as pl
 from pydantic import Field, model_validator
 
 from common.errors import UserError
-from common.study import Strict
+from common.strict import Strict
 
 
 class Split(Strict):

@@ -11,7 +11,7 @@ from pydantic import model_validator
 
 from common.errors import UserError
 from common.registry.header import ROW
-from common.study import Strict
+from common.strict import Strict
 
 HEADER = "#header"
 """As `column` of a dictionary file: this line is about a header."""

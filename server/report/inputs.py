@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.study import Study, parse_study, read_toml
+from common.strict import read_toml
+from common.study import Study, parse_study
 from server.run_folder import read_events, read_json
 
 Event = dict[str, Any]

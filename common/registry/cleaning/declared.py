@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from common.study import Strict
+from common.strict import Strict
 
 
 class Words(Strict):
