@@ -244,7 +244,7 @@ def plot(ratios: list[Ratio], file: Path) -> None:
             mine = [ratio for ratio in ratios if ratio.prompt == prompt]
             axis.plot([r.group for r in mine], [asdict(r)[name] for r in mine], "o-", label=f"prompt {prompt:,}")
         axis.axhline(1, color="grey", linewidth=0.8)
-        axis.set(title=title, xlabel="completions a prompt", ylim=(0, None))
+        axis.set(title=title, xlabel="completions a prompt", ylim=(0, None), xticks=sorted({r.group for r in ratios}))
     axes[0].set_ylabel("TRL / ours")
     axes[-1].set_ylabel("ours / TRL")
     axes[0].legend(frameon=False)

@@ -137,7 +137,7 @@ def attend_shared(
     """One new token a row: `query [R, H, 1, d]` on the shared keys and on its own `key [R, H_kv, t, d]`.
 
     The rows of a prompt are one matrix product with its keys, which are read once for all of them (bifurcated
-    attention, Athiwaratkun et al. 2024, arXiv 2403.08845, section 4). Returns `[R, 1, H, d]`.
+    attention, Athiwaratkun et al. 2024, arXiv 2403.08845). Returns `[R, 1, H, d]`.
     """
     count, heads, _, size = query.shape
     kv_heads = key.shape[1]
