@@ -10,6 +10,7 @@ number. That is knowledge about patients and not a leak of the construction, so 
 most frequent is the best guess whatever is done.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -25,7 +26,6 @@ from common.questions.paper_codebook import as_numbers
 from common.questions.randomness import derive_seed, hash_keys
 from common.questions.site_questions import choose, rows_to_fit
 from common.registry.registry import Registry
-from common.registry.splits import split_patients
 from common.study import Questions
 
 FEWEST_PATIENTS = 50
@@ -37,8 +37,10 @@ LOOKS = (
     *("letter", "choices", "number", "alike", "rank", "length", "decimals", "zeros", "digit", "negative"),
     *("below", "above", "middle"),
 )
-PARTS = 4
-"""Patients fall into so many parts: two are judged, two teach (by prior, one has the frequencies, one the classifier).
+ROUNDS = 5
+PARTS, JUDGED = 4, 2
+"""Patients fall into so many parts, the first of them judged; of the others one has the frequencies of the prior, and
+one teaches the classifier. By looks, all of the others teach it.
 """
 
 Floats = NDArray[np.float64]
@@ -80,56 +82,88 @@ def leak_table(registry: Registry, spec: Questions, seed: int) -> list[Leak]:
     Raises:
         UserError: too few patients to tell.
     """
-    everyone = sorted(set(registry.frame["patient"]))
-    training = split_patients(everyone, derive_seed(seed, "split"), spec.test_fraction, registry.sides)["train"]
-    asked = choose(everyone, MOST_PATIENTS, derive_seed(seed, "leaks"))
+    asked = choose(sorted(set(registry.frame["patient"])), MOST_PATIENTS, derive_seed(seed, "leaks"))
     rows = []
     for fidelity in ("strict", "paper"):
         built = Questions.model_validate({**spec.model_dump(), "fidelity": fidelity})
-        frame = rows_to_fit(registry.frame, training, built)
-        codebook = fit_codebook(frame, registry.features, built, derive_seed(seed, "codebook"))
-        questions = build_questions(registry, asked, codebook, built, derive_seed(seed, "questions"), None)
-        for kind in sorted(set(questions["kind"])):
-            rows.append(told_by_looks(questions.filter(pl.col("kind") == kind), fidelity, kind, seed))
+        # The codebook of `paper` has all rows, so that its questions are the same in every round.
+        numbers = range(ROUNDS) if fidelity == "strict" else range(1)
+        rounds = [round_questions(registry, asked, built, seed, number) for number in numbers] * (
+            ROUNDS // len(numbers)
+        )
+        for kind in sorted(set(rounds[0]["kind"])):
+            rows.append(told_by_looks([q.filter(pl.col("kind") == kind) for q in rounds], fidelity, kind, seed))
     return rows
 
 
-def told_by_looks(questions: pl.DataFrame, fidelity: str, kind: str, seed: int) -> Leak:
-    """The leak in a question frame.
+def round_questions(registry: Registry, asked: Sequence[str], spec: Questions, seed: int, number: int) -> pl.DataFrame:
+    """All questions about the patients. The judged ones stay out of a strict codebook.
 
-    One split by patients and not cross-validation: folds are judged by classifiers that share most of their patients,
-    so their mean varies more than an interval over patients says.
+    A strict codebook's choices are even over all its patients together, so that what is by chance more frequent in one
+    half of them is less frequent in the other: with the judged ones in it the classifier falls below chance.
+    """
+    taught = [p for p, part in zip(asked, parts(asked, round_seed(seed, number)), strict=True) if part >= JUDGED]
+    frame = rows_to_fit(registry.frame, taught, spec)
+    codebook = fit_codebook(frame, registry.features, spec, derive_seed(seed, "codebook"))
+    return build_questions(registry, asked, codebook, spec, derive_seed(seed, "questions"), None)
+
+
+def round_seed(seed: int, number: int) -> int:
+    return derive_seed(seed, f"round {number}")
+
+
+def told_by_looks(rounds: Sequence[pl.DataFrame], fidelity: str, kind: str, seed: int) -> Leak:
+    """The leak in question frames, one a round; each round judges another half of the patients.
+
+    A site's few numeric questions and one split let accuracies differ by several points from split to split. The
+    interval is over patients, each with all rounds in which it was judged.
 
     Raises:
         UserError: fewer than 50 patients.
     """
-    patients = questions["patient"].n_unique()
+    patients = rounds[0]["patient"].n_unique()
     if patients < FEWEST_PATIENTS:
         raise UserError(
             f"Fewer than {FEWEST_PATIENTS} patients have {kind} questions: too few to look for leaks.",
             "Look for leaks at a site with more patients.",
         )
-    part = hash_keys(seed, "part", questions["patient"]) % np.uint64(PARTS)
-    judged, counted = part < 2, part == 2
-    answered = questions.filter(judged)
-    seen = looks(questions)
-    known = np.column_stack([seen, prior(questions, counted)])
+    judged = pl.concat([judge(questions, round_seed(seed, number)) for number, questions in enumerate(rounds)])
     return Leak(
         fidelity=fidelity,
         kind=kind,
-        questions=answered.height,
-        patients=answered["patient"].n_unique(),
-        chance=float((1 / answered["choices"].list.len()).to_numpy().mean()),
-        by_looks=told(answered, guesses(questions, seen, ~judged, judged), seed),
-        by_prior=told(answered, guesses(questions, known, ~judged & ~counted, judged), seed),
+        questions=judged.height,
+        patients=judged["patient"].n_unique(),
+        chance=float(judged["chance"].to_numpy().mean()),
+        by_looks=told(judged, "by_looks", seed),
+        by_prior=told(judged, "by_prior", seed),
     )
 
 
-def told(questions: pl.DataFrame, guessed: NDArray[np.int64], seed: int) -> Told:
+def judge(questions: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """The questions about one half of the patients: `patient`, `chance`, and whether each guess is right."""
+    part = parts(questions["patient"], seed)
+    judged, counted = part < JUDGED, part == JUDGED
+    answered = questions.filter(judged)
+    seen = looks(questions)
+    known = np.column_stack([seen, prior(questions, counted)])
+    answers = answered["answer"].to_numpy()
+    return answered.select(
+        "patient",
+        chance=1 / pl.col("choices").list.len(),
+        by_looks=pl.Series(guesses(questions, seen, ~judged, judged) == answers),
+        by_prior=pl.Series(guesses(questions, known, ~judged & ~counted, judged) == answers),
+    )
+
+
+def parts(patients: Iterable[str], seed: int) -> NDArray[np.uint64]:
+    """0 to `PARTS` - 1 for each patient."""
+    return hash_keys(seed, "part", patients) % np.uint64(PARTS)
+
+
+def told(judged: pl.DataFrame, guess: str, seed: int) -> Told:
     """How many guesses are right. The interval is that of the excess over chance, at the mean chance."""
-    right = guessed == questions["answer"].to_numpy()
-    chance = 1 / questions["choices"].list.len().to_numpy()
-    patients, patient = np.unique(questions["patient"].to_numpy(), return_inverse=True)
+    right, chance = judged[guess].to_numpy(), judged["chance"].to_numpy()
+    patients, patient = np.unique(judged["patient"].to_numpy(), return_inverse=True)
     members = np.bincount(patient).astype(float)
     excess = np.bincount(patient, weights=right - chance)
     rng = np.random.default_rng(derive_seed(seed, "bootstrap"))
