@@ -31,8 +31,9 @@ def site_in(config: Path, state: Path | None) -> Site:
     return Site(site.registry, site.settings, (state or user_data_path("wardround") / site.name).resolve())
 
 
-def count_questions(site: Site, study: Study | None) -> list[tuple[str, str]]:
+def count_questions(site: Site, study: Study | None, share: Path | None) -> list[tuple[str, str]]:
     """Rows for `check`: what the site brings to a study, or what it could ask about at all."""
+    from client.checking import by_task, own_study, shareable, tokens, training_questions
     from common.questions.codebook_file import given_codebook
     from common.questions.site_questions import site_questions
     from common.registry.registry import load_registry
@@ -51,12 +52,22 @@ def count_questions(site: Site, study: Study | None) -> list[tuple[str, str]]:
     asked = [feature.column for feature in registry.features if feature.ask]
     values = sum(registry.frame[column].count() for column in asked)
     rows = [
-        ("patients", f"{registry.frame.height}"),
+        ("patients", f"{registry.frame['patient'].n_unique()}"),
+        ("records", f"{registry.frame.height}"),
         ("features in use", f"{len(registry.features)}"),
         ("values to ask about", f"{values}"),
     ]
+    given = given_codebook(study.questions) if study else None
+    found = by_task(training_questions(registry, study or own_study(registry), given))
+    for one in found:
+        rows.append((one.task, f"{one.questions} training questions, {one.patients} patients, {one.features} features"))
+        length = f"about {tokens(one.median)} tokens, the longest {tokens(one.longest)} (4 characters a token)"
+        rows.append(("  a prompt", length))
+    if share is not None:
+        share.write_text(shareable(registry, found, site.settings.policy), encoding="utf-8")
+        rows.append(("to be shared", f"{share}"))
     if study is not None:
-        questions = site_questions(registry, study, given_codebook(study.questions))
+        questions = site_questions(registry, study, given)
         rows += [
             ("training patients", f"{questions.train['patient'].n_unique()}"),
             ("training questions", f"{questions.train.height}"),
@@ -92,38 +103,48 @@ def init(
 def check(
     config: Config,
     study: Annotated[Path | None, typer.Option("--study", help="Count this study's questions too.")] = None,
+    share: Annotated[
+        Path | None, typer.Option("--share", help="Write a summary that may be shown to others to this file.")
+    ] = None,
 ) -> None:
     """Load the registry and say what is in it: counts, features used, features left out and why."""
     asked = read_study(study) if study else None
-    for name, value in count_questions(site_in(config, None), asked):
+    for name, value in count_questions(site_in(config, None), asked, share):
         console.print(f"{name:<22}{value}")
 
 
 @app.command()
 def questions(
     config: Config,
-    study: StudyFile,
-    number: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 3,
+    study: Annotated[Path | None, typer.Option("--study", help="Questions as this study has them.")] = None,
+    number: Annotated[int, typer.Option("-n", min=1, help="How many of each task.")] = 3,
     out: Annotated[
         Path | None, typer.Option("--out", help="A folder of yours: write all questions there as Parquet instead.")
     ] = None,
 ) -> None:
-    """Print example questions from this site's own patients, or write all of them to a folder. They go nowhere else."""
+    """Print example questions of each task from this site's own patients, or write all of them to a folder. They go
+    nowhere else."""
+    from client.checking import own_study, training_questions
     from common.questions.codebook_file import given_codebook
-    from common.questions.site_questions import site_questions, write_site_questions
+    from common.questions.site_questions import shuffle, write_site_questions
     from common.registry.registry import load_registry
 
-    site, resolved = site_in(config, None), read_study(study)
-    registry, given = load_registry(site.registry), given_codebook(resolved.questions)
+    site = site_in(config, None)
+    registry = load_registry(site.registry)
+    resolved = read_study(study) if study else own_study(registry)
+    given = given_codebook(resolved.questions)
     if out is not None:
         for name, count in write_site_questions(registry, resolved, out, given).items():
             console.print(f"{name:<22}{count}")
         console.print("These files hold patients' values: they are for this site alone.")
         return
-    for row in site_questions(registry, resolved, given).train.head(number).iter_rows(named=True):
-        console.rule(escape(f"{row['section']} / {row['feature']}"))
-        console.print(row["prompt"], markup=False)
-        console.print(f"answer: {'ABCDE'[row['answer']]}", style="green")
+    asked = shuffle(training_questions(registry, resolved, given), resolved.seed)
+    for task in resolved.questions.tasks:
+        for row in asked.filter(asked["task"] == task).head(number).iter_rows(named=True):
+            console.rule(escape(f"{task}: {row['section']} / {row['feature']}"))
+            console.print(row["prompt"], markup=False, soft_wrap=True)
+            letter = "" if row["answer"] is None else f"{'ABCDE'[row['answer']]}. "
+            console.print(f"answer: {letter}{row['reference']}", style="green", markup=False)
 
 
 @app.command()

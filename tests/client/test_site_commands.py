@@ -83,6 +83,31 @@ def test_questions_are_shown_with_their_answers(run: Command, site: Path, study:
     assert done.stdout.count("answer: ") == 2 and "[MASK]" in done.stdout
 
 
+def test_every_declared_task_is_counted_and_a_summary_keeps_small_counts_back(run: Command, tmp_path: Path) -> None:
+    died = ["yes" if n % 7 == 0 and n < 50 else "no" if n < 5 else "" for n in range(60)]
+    rows = [f"p{n},{20 + n},{'fm'[n % 2]},{died[n]}" for n in range(60)]
+    (tmp_path / "t.csv").write_text("\n".join(["id,age,sex,died", *rows]))
+    late = {"known": "outcome", "ask": False}
+    kinds = {"age": {"kind": "number"}, "sex": {"kind": "category"}, "died": {"kind": "category", **late}}
+    values = {
+        "site": "own",
+        "patient": "id",
+        "table": {"source": "csv", "path": "t.csv"},
+        "features": [{"column": c, "name": c, "section": "S", **more} for c, more in kinds.items()],
+        "outcomes": [{"column": "died", "question": "Will the patient die?"}],
+        "client": {"policy": {"minimum_patients": 20}},
+    }
+    (tmp_path / "own.toml").write_text(tomli_w.dumps(values))
+    done = run("check", "own.toml", "--share", "summary.txt")
+    assert done.returncode == 0, done.stderr
+    assert "masked_value" in done.stdout and "outcome" in done.stdout and "tokens" in done.stdout
+    summary = (tmp_path / "summary.txt").read_text()
+    assert "patients: 60" in summary and "masked_value: " in summary
+    assert "outcome: " not in summary and "withheld, fewer than 20 patients: outcome" in summary
+    shown = run("questions", "own.toml", "-n", 1).stdout
+    assert shown.count("answer: ") == 2 and "Will the patient die?" in shown
+
+
 def test_an_approval_is_asked_for_and_written(run: Command, site: Path, study: Path) -> None:
     assert run("approve", study, "--site", site).returncode == 1  # nobody said yes
     assert "approved" not in site.read_text()
