@@ -26,7 +26,8 @@ from common.errors import UserError
 from common.questions.counts import KEY
 from common.registry.config import Feature
 from common.registry.registry import printed
-from common.update.tensors import State, check_like, sha256, to_record
+from common.update.chain import Step, decode
+from common.update.tensors import State, sha256, to_record
 
 REFUSALS = {
     policy.NOT_APPROVED: "this site has not approved the study",
@@ -83,7 +84,9 @@ class Trained:
 
     update: State
     model: State
-    """What the update must look like: names and shapes of the coordinator's model. Does not leave."""
+    """The coordinator's model, which the update changes. Does not leave."""
+    steps: list[Step]
+    """The study's update chain, which made the update. Does not leave."""
     round: int
     patients: int
     questions: int
@@ -138,7 +141,7 @@ def records(reply: Reply, door: Door) -> RecordDict:
 
     Raises:
         Refusal: too few patients behind a figure, or a figure that is not finite.
-        BadUpdate: the update's tensors are not the model's.
+        BadUpdate: the update does not decode to a change of the model.
     """
     match reply:
         case Described(site):
@@ -160,7 +163,8 @@ def records(reply: Reply, door: Door) -> RecordDict:
             )
         case Trained():
             check_patients(door.policy, reply.patients)
-            check_like(reply.update, reply.model, door.site, {n: t.dtype for n, t in reply.update.items()})
+            # As the coordinator will: what is no change of this model does not leave.
+            decode(reply.steps, reply.model, reply.update, door.site)
             metrics: dict[str, int | float] = {
                 "patients": reply.patients,
                 "questions": reply.questions,

@@ -7,7 +7,7 @@ Everything lasting is under the site's folder, since a new process may answer ea
     studies/HASH/codebook.toml         the codebook behind the questions
     studies/HASH/{train,validation}.parquet
     studies/HASH/pass_rates.parquet    of the base model, where the study drops questions by them
-    studies/HASH/runs/RUN/             optimiser state, last.json and the update that it tells of
+    studies/HASH/runs/RUN/             optimiser state, what is left over, last.json and the update that it tells of
 """
 
 import json
@@ -74,6 +74,21 @@ def goes_on_from(last: dict[str, Any] | None, task: Task) -> int:
     if last["asked"]["round"] >= task.round:
         return int(last["state_step"])
     return int(last["asked"]["first_step"] + last["asked"]["steps"])
+
+
+def read_left_over(folder: Path, step: int) -> State:
+    """What the update after this step of the run did not say (common/update/chain.py); empty where there is none."""
+    path = folder / f"left-over-{step}.safetensors"
+    return load_file(path) if path.exists() else {}
+
+
+def write_left_over(folder: Path, step: int, left: State, kept: int) -> None:
+    """Keep it under its step, beside that of step `kept`: a round computed again starts from what it started from."""
+    if left:
+        write(folder / f"left-over-{step}.safetensors", lambda part: save_file(left, part))
+    for old in folder.glob("left-over-*.safetensors"):
+        if int(old.stem.removeprefix("left-over-")) not in (kept, step):
+            old.unlink()
 
 
 @dataclass(frozen=True)
@@ -205,13 +220,17 @@ class SiteStudy:
         folder = self.folder / "runs" / task.run
         asked = {"round": task.round, "first_step": task.first_step, "steps": task.steps, "model": sha256(model)}
         last = json.loads((folder / "last.json").read_text()) if (folder / "last.json").exists() else None
+        steps = chain(self.study.update)
         if last is not None and last["asked"] == asked:
-            return Trained(update=load_file(folder / last["file"]), model=model, **last["figures"])
+            return Trained(update=load_file(folder / last["file"]), model=model, steps=steps, **last["figures"])
         about = self.about()
         policy = self.policy(model)
         state_step = goes_on_from(last, task)
-        result = self.trainer().run(task.first_step, task.steps, folder / "state", state_step=state_step)
-        update = encode(chain(self.study.update), model, trainable_state(policy))
+        trainer, proximal = self.trainer(), self.study.rounds.proximal
+        result = trainer.run(task.first_step, task.steps, folder / "state", state_step=state_step, proximal=proximal)
+        left = read_left_over(folder / "state", state_step)
+        update, left = encode(steps, model, trainable_state(policy), left)
+        write_left_over(folder / "state", task.first_step + task.steps, left, kept=state_step)
         figures: dict[str, Any] = {
             "round": task.round,
             "patients": about["patients"],
@@ -228,7 +247,7 @@ class SiteStudy:
         for old in folder.glob("update-*.safetensors"):
             if old.name != file:
                 old.unlink()
-        return Trained(update=update, model=model, **figures)
+        return Trained(update=update, model=model, steps=steps, **figures)
 
     def evaluate(self, task: Task, model: State) -> Evaluated:
         """Counts over the validation questions, answered by the round's model."""

@@ -14,10 +14,9 @@ import tomli_w
 from pydantic import Field, model_validator
 
 from common.errors import UserError
-from common.strict import Strict, checked, read_toml
+from common.federation import Rounds, Update
+from common.strict import Fraction, Positive, Strict, checked, read_toml
 
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 PrefixRoute = Literal["auto", "expanded", "packed", "plain"]
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
@@ -194,30 +193,6 @@ class Grpo(Strict):
     max_completion_tokens: Positive = 16
 
 
-class Outer(Strict):
-    name: Literal["sgd", "nesterov", "adam"] = "sgd"
-    lr: float = Field(default=1.0, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-
-
-class Rounds(Strict):
-    rounds: Positive = 6
-    local_steps: Positive = 10
-    quorum: Positive | None = None
-    """Updates that must arrive for a round to count; every training site unless given."""
-    deadline_s: float = Field(default=3600.0, gt=0)
-    weights: Literal["uniform", "patients", "questions"] = "uniform"
-    outer: Outer = Outer()
-    validation_patients: int = Field(default=40, ge=0)
-    """Patients a site puts aside from training to draw the learning curve each round; 0 for none."""
-
-
-class Update(Strict):
-    """The update chain, in the order in which a site applies it."""
-
-    steps: tuple[Literal["delta"], ...] = ("delta",)
-
-
 class Evaluation(Strict):
     patients_per_site: Positive = 200
     questions_per_patient: Positive | None = None
@@ -256,6 +231,17 @@ class Study(Strict):
             raise ValueError(
                 f"rounds.quorum is {quorum} but sites.train names {len(self.sites.train)}; "
                 "lower the quorum or name more sites"
+            )
+        needed = self.rounds.smallest_fold()
+        if self.quorum < needed:
+            raise ValueError(
+                f"rounds.fold {self.rounds.fold.name!r} needs {needed} updates but a round may have {self.quorum}; "
+                "raise the quorum, name more sites or choose another fold"
+            )
+        if "sparse-bf16" in self.update.steps and (self.model.dtype, self.model.trainable) != ("bfloat16", "all"):
+            raise ValueError(
+                "update.steps has 'sparse-bf16' but what is trained is not a whole bfloat16 model; set model.dtype "
+                "= 'bfloat16' and model.trainable = 'all', or choose other steps"
             )
         if self.model.trainable == "lora" and not self.model.lora.freeze_a and len(self.sites.train) > 1:
             raise ValueError(

@@ -1,20 +1,47 @@
-"""Fold the sites' models into one, streaming: the coordinator holds one accumulator, however many sites there are.
+"""Fold the sites' models into one, a piece of a tensor at a time: memory does not grow with the number of sites.
 
-The accumulator is float64 and holds the weighted mean of the sites' VALUES,
+Everything is float64 and about the sites' VALUES,
 
     mean = sum_i (w_i / sum_j w_j) v_i,
 
-rather than of their differences to the global model: g + (v - g) in float64 loses bits of v where the two
-differ by more than 29 binary orders (a weight that crosses zero does), and the mean of one site has to be
-that site's model bit for bit. Outer optimisers take the difference g - mean themselves.
+rather than their differences to the global model: g + (v - g) in float64 loses bits of v where the two differ by
+more than 29 binary orders (a weight that crosses zero does), and the mean of one site has to be that site's model
+bit for bit. Outer optimisers take the difference g - mean themselves.
+
+A round's models are read twice where the fold has to look at them first (norms, Krum's distances).
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from common.errors import UserError
+from common.federation import Fold, Krum, Mean, Median, TrimmedMean
 from common.update.tensors import State
+from server.krum import select
+from server.model_file import ModelFile
+
+PIECE = 1 << 17
+"""Values at a time, over all sites where they are needed together: few enough to stay in a core's cache."""
+
+Files = dict[str, ModelFile]
+"""Site -> its model."""
+Piece = Callable[[Tensor, str, int, int], None]
+"""Fills a row of float64 with the folded values `begin` to `end` of the tensor of a name."""
+
+
+@dataclass(frozen=True)
+class Folded:
+    weights: dict[str, float]
+    """Of each site's model in the mean; 0 where the fold left it out. Trimmed means and medians weigh all alike."""
+    scales: dict[str, float]
+    """What each site's difference to the round's model was scaled by, 1 for most."""
+    tensors: Iterator[tuple[str, Tensor]]
+    """Name and folded values, float64 in the tensor's shape, by sorted name; read once, while the files are open."""
 
 
 def normalised(weights: dict[str, float]) -> dict[str, float]:
@@ -32,22 +59,99 @@ def normalised(weights: dict[str, float]) -> dict[str, float]:
     return {site: weight / total for site, weight in weights.items()}
 
 
-def fold_mean(updates: Iterable[tuple[float, State]]) -> State:
-    """Weighted mean in float64.
+def fold(spec: Fold, weights: dict[str, float], files: Files, before: State) -> Folded:
+    """One model of the sites' models.
 
     Args:
-        updates: (normalised weight, site's model) one after the other, in an order that does not depend on
-            who answered first; each is dropped before the next is asked for.
-
-    Returns:
-        The mean, float64, in the shapes of the models.
+        weights: normalised.
+        before: the round's model; names, shapes.
     """
-    mean: State = {}
-    for weight, values in updates:
-        for name, value in values.items():
-            share = value.to(torch.float64).mul_(weight)
-            if name in mean:
-                mean[name].add_(share)
-            else:
-                mean[name] = share
-    return mean
+    files = dict(sorted(files.items()))
+    scales = dict.fromkeys(files, 1.0)
+    match spec:
+        case TrimmedMean(trim=trim):
+            return Folded(weights, scales, assembled(before, len(files), trimmed_mean(files, trim)))
+        case Median():
+            trim = (len(files) - 1) // 2
+            return Folded(weights, scales, assembled(before, len(files), trimmed_mean(files, trim)))
+        case Krum():
+            chosen = select(distances(files, before), list(files), spec)
+            files = {site: files[site] for site in chosen}
+            weights = dict.fromkeys(weights, 0.0) | dict.fromkeys(chosen, 1.0 / len(chosen))
+        case Mean(max_norm=bound) if bound is not None:
+            scales = {s: 1.0 if norm <= bound else bound / norm for s, norm in norms(files, before).items()}
+    return Folded(weights, scales, assembled(before, 1, weighted_mean(files, weights, scales, before)))
+
+
+def pieces(size: int, together: int) -> Iterator[tuple[int, int]]:
+    step = max(1, PIECE // together)
+    return ((begin, min(begin + step, size)) for begin in range(0, size, step))
+
+
+def new_buffer() -> np.ndarray:
+    """For the bytes of one piece; made once a pass, so that the heap does not fray with many sites."""
+    return np.empty(PIECE * 4, np.uint8)
+
+
+def assembled(before: State, together: int, piece: Piece) -> Iterator[tuple[str, Tensor]]:
+    """Tensor by tensor, filled by `piece(out, name, begin, end)`."""
+    for name, model in sorted(before.items()):
+        whole = torch.empty(model.numel(), dtype=torch.float64)
+        for begin, end in pieces(model.numel(), together):
+            piece(whole[begin:end], name, begin, end)
+        yield name, whole.reshape(model.shape)
+
+
+def weighted_mean(files: Files, weights: dict[str, float], scales: dict[str, float], before: State) -> Piece:
+    buffer, share = new_buffer(), torch.empty(PIECE, dtype=torch.float64)
+    first = next(iter(files))
+
+    def piece(out: Tensor, name: str, begin: int, end: int) -> None:
+        for site, file in files.items():
+            values = out if site == first else share[: end - begin]
+            values.copy_(file.read(name, begin, end, buffer))
+            if scales[site] < 1.0:
+                start = before[name].reshape(-1)[begin:end].double()
+                values.sub_(start).mul_(scales[site]).add_(start)
+            values.mul_(weights[site])
+            if site != first:
+                out.add_(values)
+
+    return piece
+
+
+def trimmed_mean(files: Files, trim: int) -> Piece:
+    """Mean without the `trim` lowest and highest values of each weight (Yin et al. 2018, arXiv 1803.01498)."""
+    buffer = new_buffer()
+
+    def piece(out: Tensor, name: str, begin: int, end: int) -> None:
+        ordered = together(files, name, begin, end, buffer).sort(dim=0).values
+        torch.mean(ordered[trim : len(files) - trim], dim=0, out=out)
+
+    return piece
+
+
+def together(files: Files, name: str, begin: int, end: int, buffer: np.ndarray) -> Tensor:
+    """[sites, values] in float64."""
+    return torch.stack([file.read(name, begin, end, buffer).double() for file in files.values()])
+
+
+def norms(files: Files, before: State) -> dict[str, float]:
+    """L2 norm of each site's difference to the round's model, over all tensors."""
+    squares, buffer = dict.fromkeys(files, 0.0), new_buffer()
+    for name, model in before.items():
+        for begin, end in pieces(model.numel(), 1):
+            start = model.reshape(-1)[begin:end].double()
+            for site, file in files.items():
+                squares[site] += float((file.read(name, begin, end, buffer).double() - start).square().sum())
+    return {site: math.sqrt(square) for site, square in squares.items()}
+
+
+def distances(files: Files, before: State) -> Tensor:
+    """[sites, sites] squared L2 distances between the sites' models, by their differences in float64."""
+    total, buffer = torch.zeros(len(files), len(files), dtype=torch.float64), new_buffer()
+    for name, model in before.items():
+        for begin, end in pieces(model.numel(), len(files)):
+            values = together(files, name, begin, end, buffer)
+            total += torch.cdist(values, values, compute_mode="donot_use_mm_for_euclid_dist").square()
+    return total

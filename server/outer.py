@@ -1,28 +1,30 @@
-"""Outer optimisers: from the sites' mean to the next global model.
+"""Outer optimisers: from the sites' folded model to the next global model, tensor by tensor.
 
-All are defined on the pseudo-gradient d = g - mean (g: the round's model), in float64; the result is cast
-to the model's own types. Their state is a flat dict of float64 tensors, so that a checkpoint holds it.
+All are defined on the pseudo-gradient d = g - mean (g: the round's model), in float64; the result is rounded to the
+model's own types. Their state is a flat dict of tensors, so that a checkpoint holds it. Defaults stand in the study's
+tables (`common/federation.py`).
+
+Where the model is bfloat16, what rounding leaves is kept with the state and added the next time: sites that each move
+a weight by a unit would else move their mean by less than half of one, and the model never.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from common.study import Outer
+from common import federation
 from common.update.tensors import State
 
 
 class OuterOptimizer(Protocol):
     state: State
 
-    def step(self, model: State, mean: State) -> State:
-        """The next model, in the names, shapes and types of `model`; `mean` is float64."""
+    def step(self, name: str, model: Tensor, mean: Tensor) -> Tensor:
+        """The next values of a tensor, in float64 like `model` and `mean`."""
         ...
-
-
-def as_model(values: State, model: State) -> State:
-    return {name: values[name].to(tensor.dtype) for name, tensor in model.items()}
 
 
 @dataclass
@@ -32,32 +34,25 @@ class Sgd:
     At lr 1 the mean is taken as it is, since g - (g - mean) need not be the mean in floating point.
     """
 
-    lr: float = 1.0
-    state: State = field(default_factory=dict)
+    spec: federation.Sgd
+    state: State
 
-    def step(self, model: State, mean: State) -> State:
-        if self.lr == 1.0:
-            return as_model(mean, model)
-        return as_model({n: g.double() - self.lr * (g.double() - mean[n]) for n, g in model.items()}, model)
+    def step(self, name: str, model: Tensor, mean: Tensor) -> Tensor:
+        return mean if self.spec.lr == 1.0 else model - self.spec.lr * (model - mean)
 
 
 @dataclass
 class Nesterov:
     """m' = b m + d; g' = g - lr (d + b m'). DiLoCo (Douillard et al. 2023, arXiv 2311.08105): lr 0.7, b 0.9."""
 
-    lr: float = 0.7
-    momentum: float = 0.9
-    state: State = field(default_factory=dict)
+    spec: federation.Nesterov
+    state: State
 
-    def step(self, model: State, mean: State) -> State:
-        after: State = {}
-        for name, tensor in model.items():
-            now = tensor.double()
-            gradient = now - mean[name]
-            moment = self.momentum * self.state.get(name, torch.zeros_like(now)) + gradient
-            self.state[name] = moment
-            after[name] = now - self.lr * (gradient + self.momentum * moment)
-        return as_model(after, model)
+    def step(self, name: str, model: Tensor, mean: Tensor) -> Tensor:
+        gradient, momentum = model - mean, self.spec.momentum
+        moment = momentum * self.state.get(name, torch.zeros_like(model)) + gradient
+        self.state[name] = moment
+        return model - self.spec.lr * (gradient + momentum * moment)
 
 
 @dataclass
@@ -68,30 +63,42 @@ class Adam:
     b1 0.9, b2 0.99, tau 1e-3 as there; v starts at tau^2.
     """
 
-    lr: float = 0.01
-    momentum: float = 0.9
-    second: float = 0.99
-    tau: float = 1e-3
-    state: State = field(default_factory=dict)
+    spec: federation.Adam
+    state: State
 
-    def step(self, model: State, mean: State) -> State:
-        after: State = {}
-        for name, tensor in model.items():
-            now = tensor.double()
-            gradient = now - mean[name]
-            m = self.state.get(f"m/{name}", torch.zeros_like(now))
-            v = self.state.get(f"v/{name}", torch.full_like(now, self.tau**2))
-            m = self.momentum * m + (1 - self.momentum) * gradient
-            v = self.second * v + (1 - self.second) * gradient**2
-            self.state[f"m/{name}"], self.state[f"v/{name}"] = m, v
-            after[name] = now - self.lr * m / (v.sqrt() + self.tau)
-        return as_model(after, model)
+    def step(self, name: str, model: Tensor, mean: Tensor) -> Tensor:
+        gradient, spec = model - mean, self.spec
+        m = self.state.get(f"m/{name}", torch.zeros_like(model))
+        v = self.state.get(f"v/{name}", torch.full_like(model, spec.tau**2))
+        m = spec.momentum * m + (1 - spec.momentum) * gradient
+        v = spec.second * v + (1 - spec.second) * gradient**2
+        self.state[f"m/{name}"], self.state[f"v/{name}"] = m, v
+        return model - spec.lr * m / (v.sqrt() + spec.tau)
 
 
-def outer_optimizer(spec: Outer, state: State) -> OuterOptimizer:
+def outer_optimizer(spec: federation.Outer, state: State) -> OuterOptimizer:
     """The study's outer optimiser, going on from a checkpoint's state (empty at the start)."""
-    if spec.name == "sgd":
-        return Sgd(lr=spec.lr, state=state)
-    if spec.name == "nesterov":
-        return Nesterov(lr=spec.lr, momentum=spec.momentum, state=state)
-    return Adam(lr=spec.lr, momentum=spec.momentum, state=state)
+    match spec:
+        case federation.Sgd():
+            return Sgd(spec, state)
+        case federation.Nesterov():
+            return Nesterov(spec, state)
+        case federation.Adam():
+            return Adam(spec, state)
+
+
+def next_model(outer: OuterOptimizer, model: State, folded: Iterable[tuple[str, Tensor]]) -> State:
+    """The next global model, in the names, shapes and types of `model`."""
+    return {name: rounded(outer, name, model[name], mean) for name, mean in folded}
+
+
+def rounded(outer: OuterOptimizer, name: str, model: Tensor, mean: Tensor) -> Tensor:
+    after = outer.step(name, model.double(), mean)
+    if model.dtype != torch.bfloat16:
+        return after.to(model.dtype)
+    residual = f"residual/{name}"
+    if residual in outer.state:
+        after = after + outer.state[residual]
+    nearest = after.to(torch.bfloat16)
+    outer.state[residual] = (after - nearest).float()
+    return nearest

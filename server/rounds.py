@@ -6,8 +6,8 @@ coordinator that is killed anywhere goes on from there and ends with the same mo
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from common.study import BUILT_IN, Study
 from common.update.chain import chain, decode
 from common.update.tensors import BadUpdate, State, byte_count, check_finite, from_record, sha256, to_record
 from server.codebooks import common_codebook
-from server.fold import fold_mean, normalised
+from server.fold import Folded, fold, normalised
 from server.mailbox import Mailbox
-from server.outer import outer_optimizer
-from server.round_store import Checkpoint, RoundStore, read_state, write_state
+from server.model_file import ModelFile
+from server.outer import next_model, outer_optimizer
+from server.round_store import Checkpoint, RoundStore, write_state
 from server.run_folder import EventLog, read_json, write_json
 
 Counts = dict[str, dict[str, float]]
@@ -234,9 +235,22 @@ def weights_of(study: Study, here: dict[str, Contribution]) -> dict[str, float]:
     return normalised({site: float(given.figures[study.rounds.weights]) for site, given in here.items()})
 
 
-def models_received(store: RoundStore, number: int, weights: dict[str, float]) -> Iterator[tuple[float, State]]:
-    for site, weight in sorted(weights.items()):
-        yield weight, read_state(store.received(number, site))
+def folded_step(
+    context: RoundContext, before: Checkpoint, store: RoundStore, weights: dict[str, float]
+) -> tuple[Checkpoint, Folded]:
+    """The next model and outer state, without notes, and how the models were folded.
+
+    Raises:
+        BadUpdate: the outer step leaves values that are not finite.
+    """
+    rounds, number = context.study.rounds, context.round
+    outer = outer_optimizer(rounds.outer, dict(before.outer))
+    with ExitStack() as opened:
+        files = {site: opened.enter_context(ModelFile(store.received(number, site))) for site in weights}
+        folded = fold(rounds.fold, weights, files, before.model)
+        model = next_model(outer, before.model, folded.tensors)
+    check_finite(model, f"the outer step of round {number}")
+    return Checkpoint(number, number * rounds.local_steps, model, outer.state, {}), folded
 
 
 def evaluate_sites(box: Mailbox, context: RoundContext, model: State) -> Counts:
@@ -310,24 +324,24 @@ def one_round(box: Mailbox, context: RoundContext, before: Checkpoint, store: Ro
     here = gather(box, context, before.model, store)
     gathered = time.monotonic() - start
     check_quorum(context, here)
-    weights = weights_of(study, here)
-    outer = outer_optimizer(study.rounds.outer, before.outer)
-    model = outer.step(before.model, fold_mean(models_received(store, number, weights)))
-    check_finite(model, f"the outer step of round {number}")
+    after, folded = folded_step(context, before, store, weights_of(study, here))
     stepped = time.monotonic()
-    curve = evaluate_sites(box, context, model)
+    curve = evaluate_sites(box, context, after.model)
     waited = gathered + time.monotonic() - stepped
     baseline: Counts = before.notes["baseline"]
     notes = {
         "accuracy": pooled_accuracy(curve),
         "baseline": baseline,
         "sites": points(curve, baseline),
-        "contributions": {site: {"weight": weights[site], **c.figures} for site, c in here.items()},
+        "contributions": {
+            site: {"weight": folded.weights[site], "scale": folded.scales[site], **c.figures}
+            for site, c in here.items()
+        },
         "bytes": {site: c.bytes for site, c in here.items()},
         "bytes_down": byte_count(before.model) * 2 * len(box.nodes),
         "seconds": spent(here, curve, waited, time.monotonic() - start),
     }
-    after = Checkpoint(number, number * study.rounds.local_steps, model, outer.state, notes)
+    after = replace(after, notes=notes)
     store.save(after)
     store.drop_received(number)
     for site, given in here.items():

@@ -23,12 +23,17 @@ from transformers import get_scheduler
 from trl import GRPOConfig
 
 from common.errors import UserError
+from common.grpo.master import MasterWeights
 from common.grpo.prefix import causal_model
+from common.grpo.proximal import add_pull, anchor
 from common.grpo.reference import MovingReference, save_whole
 from common.grpo.rewards import letters_of, right_answer
 from common.grpo.trainer import PrefixTrainer
 from common.models.policy import Policy, trainable_parameters
 from common.study import Study
+
+RESIDUAL = "residual/"
+"""What the name of a master's residual begins with in the file of the optimiser's state."""
 
 
 @dataclass(frozen=True)
@@ -159,30 +164,38 @@ class LocalTrainer:
         state_dir: Path,
         on_step: Callable[[int, float], None] | None = None,
         state_step: int | None = None,
+        proximal: float = 0.0,
     ) -> LocalResult:
         """Train `steps` steps from the weights in the policy.
 
         Args:
             first_step: how many steps of the run this cohort has taken before.
-            state_dir: optimiser state is read from `optimizer-<first_step>.safetensors` (absent at step 0) and
-                written to `optimizer-<first_step + steps>.safetensors`; the previous one is kept, so that a
-                round can be computed again. A moving reference is kept beside it in the same way.
+            state_dir: optimiser state, with what bfloat16 weights lack of their masters, is read from
+                `optimizer-<first_step>.safetensors` (absent at step 0) and written to
+                `optimizer-<first_step + steps>.safetensors`; the previous one is kept, so that a round can be
+                computed again. A moving reference is kept beside it in the same way.
             state_step: the step whose optimiser state is gone on from, where that is not `first_step`: a site that
                 missed rounds goes on from its last; 0 starts afresh.
+            proximal: FedProx's mu; the pull is toward the weights in the policy at the start.
             on_step: called with (step, mean reward) after each step.
         """
         grpo = self.study.grpo
         model, trainer = self.policy.model, self.trainer
         parameters = trainable_parameters(self.policy)
-        optimizer = torch.optim.AdamW(parameters.values(), lr=grpo.learning_rate, weight_decay=grpo.weight_decay)
         before = first_step if state_step is None else state_step
         reference = None
         if grpo.reference_every:
             assert trainer.ref_model is not None  # the study has beta > 0 and trains all parameters
             reference = MovingReference(trainer.ref_model, model, grpo, state_dir)
             reference.start(before)
+        kept = load_file(state_dir / f"optimizer-{before}.safetensors") if before else {}
+        residual = {n.removeprefix(RESIDUAL): t for n, t in kept.items() if n.startswith(RESIDUAL)}
+        masters = MasterWeights(parameters, residual)
+        stepped = masters.stepped
+        toward = anchor(parameters) if proximal else {}
+        optimizer = torch.optim.AdamW(stepped.values(), lr=grpo.learning_rate, weight_decay=grpo.weight_decay)
         if before:
-            load_optimizer(optimizer, list(parameters), state_dir / f"optimizer-{before}.safetensors")
+            restore_moments(optimizer, list(stepped), kept)
         share = self._schedule(optimizer)
         trainer.generating_seconds = 0.0
         trainer._step = 0
@@ -194,8 +207,12 @@ class LocalTrainer:
             rows = [row for row in self.batch(step) for _ in range(grpo.group_size)]
             optimizer.param_groups[0]["lr"] = grpo.learning_rate * share(step)
             trainer.training_step(model, rows, None)
-            torch.nn.utils.clip_grad_norm_(parameters.values(), grpo.max_grad_norm)
+            masters.take_gradients()
+            if proximal:
+                add_pull(stepped, toward, proximal)
+            torch.nn.utils.clip_grad_norm_(stepped.values(), grpo.max_grad_norm)
             optimizer.step()
+            masters.put_back()
             optimizer.zero_grad(set_to_none=True)
             if reference:
                 reference.after(step)
@@ -207,11 +224,12 @@ class LocalTrainer:
         model.eval()
         trainer._metrics["train"].clear()
         seconds = time.perf_counter() - start
-        save_optimizer(optimizer, list(parameters), state_dir / f"optimizer-{first_step + steps}.safetensors")
+        end = first_step + steps
+        save_optimizer(optimizer, list(stepped), masters.residual(), state_dir / f"optimizer-{end}.safetensors")
         if reference:
-            reference.save(first_step + steps)
+            reference.save(end)
         for old in (*state_dir.glob("optimizer-*.safetensors"), *state_dir.glob("reference-*.safetensors")):
-            if int(old.stem.split("-")[1]) not in (before, first_step + steps):
+            if int(old.stem.split("-")[1]) not in (before, end):
                 old.unlink()
         return LocalResult(
             first_step,
@@ -222,17 +240,18 @@ class LocalTrainer:
         )
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer, names: list[str], path: Path) -> None:
-    """Write AdamW's moments and step counts, atomically."""
-    tensors = {}
+def save_optimizer(
+    optimizer: torch.optim.Optimizer, names: list[str], residual: dict[str, torch.Tensor], path: Path
+) -> None:
+    """Write AdamW's moments and step counts and the masters' residual, atomically."""
+    tensors = {f"{RESIDUAL}{name}": value.cpu().contiguous() for name, value in residual.items()}
     for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
         for key, value in optimizer.state[parameter].items():
             tensors[f"{key}/{name}"] = value.detach().cpu().contiguous()
     save_whole(tensors, path)
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, names: list[str], path: Path) -> None:
-    tensors = load_file(path)
+def restore_moments(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, torch.Tensor]) -> None:
     for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
         moments = {key: tensors[f"{key}/{name}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
         # AdamW keeps the count of steps on the CPU.

@@ -20,6 +20,11 @@ class Delta:
     name = "delta"
     exact = True
     linear = False
+    side = ""
+    feeds_back = False
+
+    def like(self, before: State) -> State:
+        return before
 
     def encode(self, values: State, before: State) -> State:
         """The integer differences, int32 for float32 and int16 for bfloat16, in the shapes of `before`."""
@@ -36,6 +41,5 @@ class Delta:
         """
         check_like(values, before, source, {name: PATTERN[model.dtype] for name, model in before.items()})
         return {
-            name: (model.view(PATTERN[model.dtype]) + values[name]).view(model.dtype)
-            for name, model in before.items()
+            name: (model.view(PATTERN[model.dtype]) + values[name]).view(model.dtype) for name, model in before.items()
         }

@@ -6,7 +6,9 @@ A state is a flat dict from tensor name to CPU tensor. Flower's numpy path canno
 
 import hashlib
 import math
+from collections.abc import Collection
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
 
@@ -20,6 +22,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "int32": torch.int32,
     "int16": torch.int16,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -34,6 +38,9 @@ class BadUpdate(UserError):
 
 
 def to_bytes(tensor: torch.Tensor) -> bytes:
+    if tensor.numel() == 0:
+        # Strides of an empty tensor may not be those that viewing it as bytes asks for.
+        return b""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
@@ -41,6 +48,11 @@ def from_bytes(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> torch
     if not data:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
+
+
+def byte_row(data: bytes) -> torch.Tensor:
+    """Bytes as a tensor (uint8, one dimension)."""
+    return torch.from_numpy(np.frombuffer(data, np.uint8).copy())
 
 
 def to_record(state: State) -> ArrayRecord:
@@ -84,6 +96,19 @@ def byte_count(state: State) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
+def check_names(state: State, expected: Collection[str], source: str) -> None:
+    """Refuse missing and extra tensors.
+
+    Raises:
+        BadUpdate: names the source and the first missing tensor, or how many there are too many.
+    """
+    missing = sorted(set(expected) - state.keys())
+    if missing:
+        raise BadUpdate(source, f"tensor {missing[0]!r} is missing")
+    if len(state) > len(expected):
+        raise BadUpdate(source, f"it has {len(state) - len(expected)} tensors that the model has not")
+
+
 def check_like(state: State, reference: State, source: str, dtypes: dict[str, torch.dtype] | None = None) -> None:
     """Refuse missing, extra, mis-shaped and mis-typed tensors.
 
@@ -93,11 +118,7 @@ def check_like(state: State, reference: State, source: str, dtypes: dict[str, to
     Raises:
         BadUpdate: names the source and the first such tensor.
     """
-    missing = sorted(reference.keys() - state.keys())
-    if missing:
-        raise BadUpdate(source, f"tensor {missing[0]!r} is missing")
-    if len(state) > len(reference):
-        raise BadUpdate(source, f"it has {len(state) - len(reference)} tensors that the model has not")
+    check_names(state, reference, source)
     for name, model in sorted(reference.items()):
         tensor = state[name]
         if tensor.shape != model.shape:

@@ -16,7 +16,9 @@ from client.audit import first_broken
 from client.egress import REFUSALS, Asked, Configured, Door, Trained, answer, records
 from client.policy import Policy, Refusal
 from common.errors import UserError
+from common.federation import Update
 from common.study import Study, parse_study
+from common.update.chain import chain
 from common.update.tensors import BadUpdate
 
 SECRET = "Mrs Example, 1931-04-02"
@@ -152,8 +154,9 @@ def test_what_an_exception_says_stays_here(tmp_path: Path, error: Exception) -> 
 
 def trained(**changes: Any) -> Trained:
     model = {"w": torch.zeros(2)}
-    values = {"update": {"w": torch.zeros(2, dtype=torch.int32)}, "model": model, "round": 1, "patients": 20,
-              "questions": 40, "reward": 0.5, "informative": 0.5, "generating_s": 1.0, "learning_s": 1.0}  # fmt: skip
+    values = {"update": {"w": torch.zeros(2, dtype=torch.int32)}, "model": model, "steps": chain(Update()),
+              "round": 1, "patients": 20, "questions": 40, "reward": 0.5, "informative": 0.5,
+              "generating_s": 1.0, "learning_s": 1.0}  # fmt: skip
     return Trained(**(values | changes))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from client.messages import Task
 from client.policy import BAD_MODEL, BAD_REQUEST, NOT_CONFIGURED, Policy, Refusal
@@ -20,8 +21,10 @@ SHIPPED = Path(__file__).parents[2] / "site_configs" / "synthetic" / "synthetic-
 
 
 @pytest.fixture
-def study(tiny_study: dict[str, Any], tiny_model: Path) -> Study:
+def study(tiny_study: dict[str, Any], tiny_model: Path, request: pytest.FixtureRequest) -> Study:
+    """A test may ask for another `[update]` table."""
     values = {**tiny_study, "sites": {"train": ["synthetic-north"]}, "model": {"base": str(tiny_model)}}
+    values["update"] = getattr(request, "param", {})
     return parse_study(values | {"rounds": {**tiny_study["rounds"], "rounds": 4}}, "test")
 
 
@@ -120,3 +123,24 @@ def test_a_model_that_is_not_whole_is_refused(at_site: SiteStudy, model: State, 
     with pytest.raises(Refusal) as refused:
         at_site.train(task(1), model)
     assert refused.value.code == BAD_MODEL
+
+
+@pytest.mark.parametrize("study", [{"steps": ["difference", "int4"]}], indirect=True)
+def test_what_an_update_does_not_say_is_kept_once_for_the_next(at_site: SiteStudy, model: State) -> None:
+    """Whether a round is computed again or not, the next one starts from the same left-over."""
+    at_site.configure(None)
+    state = at_site.folder / "runs" / "run" / "state"
+    at_site.train(task(1), model)
+    left = load_file(state / "left-over-2.safetensors")
+    other = {name: tensor * 0.5 for name, tensor in model.items()}
+    at_site.train(task(1), other)
+    at_site.train(task(1), model)
+    assert same(load_file(state / "left-over-2.safetensors"), left)
+    at_site.train(task(2), other)
+    second = at_site.train(task(2), model)
+    assert {path.name for path in state.glob("left-over-*")} == {"left-over-2.safetensors", "left-over-4.safetensors"}
+    # A site that has never seen the other model sends the same.
+    fresh = SiteStudy(Site(at_site.site.registry, at_site.site.settings, at_site.site.state / "fresh"), at_site.study)
+    fresh.configure(None)
+    fresh.train(task(1), model)
+    assert same(fresh.train(task(2), model).update, second.update)

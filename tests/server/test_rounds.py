@@ -65,7 +65,7 @@ class Adding:
         self.trained.append((site, number))
         before = from_record(message.content.array_records["model"], "test")
         after = {name: tensor + (SITES.index(site) + 1) for name, tensor in before.items()}
-        return reply(encode(chain(self.study.update), before, after), number)
+        return reply(encode(chain(self.study.update), before, after, {})[0], number)
 
 
 def reply(update: State, number: int, **figures: float) -> RecordDict:

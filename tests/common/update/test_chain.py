@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from common.study import Update
+from common.federation import Update
 from common.update.chain import chain, decode, encode
 from common.update.tensors import BadUpdate, State, from_record, sha256, to_record
 
@@ -37,7 +37,7 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 @given(pairs())
 def test_the_coordinator_gets_the_sites_model_bit_for_bit(states: tuple[State, State]) -> None:
     before, after = states
-    received = from_record(to_record(encode(STEPS, before, after)), "a")
+    received = from_record(to_record(encode(STEPS, before, after, {})[0]), "a")
     decoded = decode(STEPS, before, received, "a")
     assert decoded.keys() == after.keys()
     assert all(torch.equal(bits(decoded[n]), bits(after[n])) and decoded[n].dtype == after[n].dtype for n in after)
@@ -47,7 +47,7 @@ def test_the_coordinator_gets_the_sites_model_bit_for_bit(states: tuple[State, S
 @given(pairs())
 def test_four_bytes_a_float32_two_a_bfloat16(states: tuple[State, State]) -> None:
     before, after = states
-    sent = encode(STEPS, before, after)
+    sent = encode(STEPS, before, after, {})[0]
     assert {n: t.element_size() for n, t in sent.items()} == {n: t.element_size() for n, t in before.items()}
 
 
@@ -63,7 +63,7 @@ BEFORE = {"w": torch.zeros(2, 3), "b": torch.ones(3)}
 
 
 def sent_with(**changes: torch.Tensor) -> State:
-    return encode(STEPS, BEFORE, BEFORE) | changes
+    return encode(STEPS, BEFORE, BEFORE, {})[0] | changes
 
 
 @pytest.mark.parametrize(
