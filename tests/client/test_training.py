@@ -44,13 +44,13 @@ def test_the_base_model_is_probed_once(study: Study, tmp_path: Path) -> None:
     curriculum = Curriculum(drop=("never_right",), completions=2)
     site = Site(read_registry_config(SHIPPED), Settings(policy=Policy(approve_all=True)), tmp_path)
     at_site = SiteStudy(site, study.model_copy(update={"curriculum": curriculum}))
-    first = at_site.configure(None)
-    plain = SiteStudy(site, study).configure(None)
+    first = at_site.configure(None, None)
+    plain = SiteStudy(site, study).configure(None, None)
     assert 0 < first.questions < plain.questions
     rates = at_site.folder / "pass_rates.parquet"
     stamp = rates.stat().st_mtime_ns
     (at_site.folder / "study.json").unlink()
-    assert at_site.configure(None) == first and rates.stat().st_mtime_ns == stamp
+    assert at_site.configure(None, None) == first and rates.stat().st_mtime_ns == stamp
 
 
 def task(number: int) -> Task:
@@ -62,7 +62,7 @@ def same(a: State, b: State) -> bool:
 
 
 def test_asked_twice_it_answers_the_same_and_learns_once(at_site: SiteStudy, model: State) -> None:
-    at_site.configure(None)
+    at_site.configure(None, None)
     first = at_site.train(task(1), model)
     states = sorted((at_site.folder / "runs" / "run" / "state").iterdir())
     stamps = [path.stat().st_mtime_ns for path in states]
@@ -73,7 +73,7 @@ def test_asked_twice_it_answers_the_same_and_learns_once(at_site: SiteStudy, mod
 
 
 def test_another_model_in_the_same_round_is_another_update(at_site: SiteStudy, model: State) -> None:
-    at_site.configure(None)
+    at_site.configure(None, None)
     first = at_site.train(task(1), model)
     other = {name: tensor * 0.5 for name, tensor in model.items()}
     assert not same(at_site.train(task(1), other).update, first.update)
@@ -81,7 +81,7 @@ def test_another_model_in_the_same_round_is_another_update(at_site: SiteStudy, m
 
 
 def test_a_site_that_missed_rounds_goes_on(at_site: SiteStudy, model: State) -> None:
-    at_site.configure(None)
+    at_site.configure(None, None)
     at_site.train(task(1), model)
     fourth = at_site.train(task(4), model)
     assert same(at_site.train(task(4), model).update, fourth.update)
@@ -90,7 +90,7 @@ def test_a_site_that_missed_rounds_goes_on(at_site: SiteStudy, model: State) -> 
 
 
 def test_a_site_may_come_late(at_site: SiteStudy, model: State) -> None:
-    at_site.configure(None)
+    at_site.configure(None, None)
     assert at_site.train(task(3), model).round == 3
 
 
@@ -99,7 +99,7 @@ def test_a_site_may_come_late(at_site: SiteStudy, model: State) -> None:
 )
 def test_steps_that_the_study_does_not_take_are_refused(at_site: SiteStudy, model: State, asked: Task) -> None:
     """A single step on a batch of the coordinator's choice would rest on a few patients."""
-    at_site.configure(None)
+    at_site.configure(None, None)
     with pytest.raises(Refusal) as refused:
         at_site.train(asked, model)
     assert refused.value.code == BAD_REQUEST
@@ -114,7 +114,7 @@ def test_without_a_study_there_is_nothing_to_train(at_site: SiteStudy, model: St
 
 @pytest.mark.parametrize("fault", ["missing", "shape", "nan"])
 def test_a_model_that_is_not_whole_is_refused(at_site: SiteStudy, model: State, fault: str) -> None:
-    at_site.configure(None)
+    at_site.configure(None, None)
     name = sorted(model)[0]
     if fault == "missing":
         del model[name]
@@ -128,7 +128,7 @@ def test_a_model_that_is_not_whole_is_refused(at_site: SiteStudy, model: State, 
 @pytest.mark.parametrize("study", [{"steps": ["difference", "int4"]}], indirect=True)
 def test_what_an_update_does_not_say_is_kept_once_for_the_next(at_site: SiteStudy, model: State) -> None:
     """Whether a round is computed again or not, the next one starts from the same left-over."""
-    at_site.configure(None)
+    at_site.configure(None, None)
     state = at_site.folder / "runs" / "run" / "state"
     at_site.train(task(1), model)
     left = load_file(state / "left-over-2.safetensors")
@@ -141,6 +141,6 @@ def test_what_an_update_does_not_say_is_kept_once_for_the_next(at_site: SiteStud
     assert {path.name for path in state.glob("left-over-*")} == {"left-over-2.safetensors", "left-over-4.safetensors"}
     # A site that has never seen the other model sends the same.
     fresh = SiteStudy(Site(at_site.site.registry, at_site.site.settings, at_site.site.state / "fresh"), at_site.study)
-    fresh.configure(None)
+    fresh.configure(None, None)
     fresh.train(task(1), model)
     assert same(fresh.train(task(2), model).update, second.update)
