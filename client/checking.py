@@ -7,10 +7,10 @@ import polars as pl
 
 from client.policy import Policy
 from common.questions.codebook import Codebook
-from common.questions.site_questions import plan_site
 from common.registry.registry import Registry
 from common.study import Study, parse_study
 from common.tasks.asking import TASKS
+from common.tasks.site_questions import plan_site
 
 CHARACTERS_A_TOKEN = 4
 """Rule of thumb for English text and subword tokenizers, used where the study's tokenizer is not at hand."""

@@ -35,8 +35,8 @@ def count_questions(site: Site, study: Study | None, share: Path | None) -> list
     """Rows for `check`: what the site brings to a study, or what it could ask about at all."""
     from client.checking import by_task, own_study, shareable, tokens, training_questions
     from common.questions.codebook_file import given_codebook
-    from common.questions.site_questions import site_questions
     from common.registry.registry import load_registry
+    from common.tasks.site_questions import site_questions
 
     registry = load_registry(site.registry)
     console.print(f"[bold]{escape(site.registry.title or site.name)}[/bold] ({site.name})")
@@ -126,8 +126,9 @@ def questions(
     nowhere else."""
     from client.checking import own_study, training_questions
     from common.questions.codebook_file import given_codebook
-    from common.questions.site_questions import shuffle, write_site_questions
+    from common.questions.randomness import shuffle
     from common.registry.registry import load_registry
+    from common.tasks.site_questions import write_site_questions
 
     site = site_in(config, None)
     registry = load_registry(site.registry)
@@ -155,8 +156,8 @@ def codebook(
 ) -> None:
     """This site's own codebook for a study. Value frequencies stand in it: it goes nowhere unless you send it."""
     from common.questions.codebook_file import to_toml
-    from common.questions.site_questions import own_codebook
     from common.registry.registry import load_registry
+    from common.tasks.site_questions import own_codebook
 
     found = own_codebook(load_registry(site_in(config, None).registry), read_study(study))
     if out is None:

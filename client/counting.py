@@ -15,9 +15,9 @@ from client.policy import BAD_REQUEST, Refusal
 from client.site import Site
 from common.questions.counts import count_values
 from common.questions.joint import Layout, count_pairs
-from common.questions.site_questions import training_rows
 from common.registry.registry import load_registry, widen
 from common.study import Study
+from common.tasks.site_questions import training_rows
 
 
 def counted(site: Site, study: Study, layout: Layout | None) -> Counted:

@@ -33,9 +33,9 @@ from common.models.policy import Policy, load_policy, load_trainable, trainable_
 from common.questions.codebook import Codebook
 from common.questions.codebook_file import to_toml
 from common.questions.curriculum import worth_asking
-from common.questions.site_questions import site_questions
 from common.registry.registry import load_registry
 from common.study import Study
+from common.tasks.site_questions import site_questions
 from common.update.chain import chain, encode
 from common.update.tensors import BadUpdate, State, check_finite, check_like, sha256
 

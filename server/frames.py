@@ -14,10 +14,10 @@ import polars as pl
 
 from common.errors import UserError
 from common.questions.codebook import Codebook
-from common.questions.site_questions import site_questions
 from common.registry.config import read_registry_config
 from common.registry.registry import Registry, load_registry
 from common.study import Study
+from common.tasks.site_questions import site_questions
 from common.tasks.unseen import pooled_codebook, unseen_questions
 from server.run_folder import read_json, write_atomic, write_json
 

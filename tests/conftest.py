@@ -40,10 +40,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_study: dict[str, A
     from transformers import Phi3Config, Phi3ForCausalLM
 
     from common.models.tokenizer import train_tokenizer
-    from common.questions.site_questions import site_questions
     from common.registry.config import read_registry_config
     from common.registry.registry import load_registry
     from common.study import parse_study
+    from common.tasks.site_questions import site_questions
 
     shipped = Path(__file__).parent.parent / "site_configs" / "synthetic" / "synthetic-public.toml"
     values = {**tiny_study, "sites": {"train": ["somewhere"], "public": ["synthetic-public"]}}

@@ -1,4 +1,5 @@
-"""client -> common <- server: read off the source, and tried with the server's code absent."""
+"""client -> common <- server, and registry -> questions -> tasks inside common: read off the source, and tried with the
+server's code absent."""
 
 import ast
 import os
@@ -22,6 +23,46 @@ def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
                 yield alias.name.split(".")[0], node.lineno
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             yield node.module.split(".")[0], node.lineno
+
+
+LAYERS = ("registry", "questions", "tasks")
+"""Of common, the lowest first: none imports one that stands after it."""
+ABOVE = ("models", "grpo", "update", "evaluation")
+
+
+def imported_rooms(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Room of common and line of every import from one."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "common":
+            names = [f"common.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module]
+        else:
+            continue
+        for name in names:
+            if name.startswith("common."):
+                yield name.split(".")[1], node.lineno
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_no_layer_of_common_imports_one_above_it(layer: str) -> None:
+    above = {*LAYERS[LAYERS.index(layer) + 1 :], *ABOVE}
+    found = [
+        f"{path.relative_to(ROOT)}:{line} imports common.{room}"
+        for path in sorted((ROOT / "common" / layer).rglob("*.py"))
+        for room, line in imported_rooms(ast.parse(path.read_text(encoding="utf-8")))
+        if room in above
+    ]
+    assert found == []
+
+
+def test_an_import_from_above_would_be_seen() -> None:
+    tree = ast.parse(
+        "def f():\n    from common.tasks.asking import x\n    import common.grpo.head\nfrom common import study\n"
+    )
+    assert sorted(imported_rooms(tree)) == [("grpo", 3), ("study", 4), ("tasks", 2)]
 
 
 def crossings(package: str) -> list[str]:

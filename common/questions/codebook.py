@@ -110,6 +110,11 @@ def jsonable(values: dict[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
+def rows_to_fit(frame: pl.DataFrame, training: Sequence[str], spec: Questions) -> pl.DataFrame:
+    """The training patients' rows; under `paper` every row, test patients included, as the reference has it."""
+    return frame if spec.fidelity == "paper" else frame.filter(pl.col("patient").is_in(training))
+
+
 def fit_codebook(frame: pl.DataFrame, features: Sequence[Feature], spec: Questions, seed: int) -> Codebook:
     """Fit column statistics and the shortcut filter.
 

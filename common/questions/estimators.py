@@ -16,8 +16,7 @@ import typer
 from common.command import run
 from common.questions.codebook import binned_pairs, fit_column
 from common.questions.paper_codebook import fit_recorded, neighbour_pairs
-from common.questions.randomness import derive_seed
-from common.questions.site_questions import choose
+from common.questions.randomness import choose, derive_seed
 from common.questions.variables import as_quantities, stacked
 from common.registry.config import read_registry_config
 from common.registry.registry import Registry, load_registry

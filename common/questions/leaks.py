@@ -21,10 +21,9 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 
 from common.errors import UserError
 from common.questions.building import build_questions
-from common.questions.codebook import fit_codebook
+from common.questions.codebook import fit_codebook, rows_to_fit
 from common.questions.paper_codebook import as_numbers
-from common.questions.randomness import derive_seed, hash_keys
-from common.questions.site_questions import choose, rows_to_fit
+from common.questions.randomness import choose, derive_seed, hash_keys
 from common.registry.registry import Registry
 from common.study import Questions
 

@@ -6,9 +6,10 @@ process or the machine. The mixing function is the finaliser of SplitMix64 (Stee
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 Keys = NDArray[np.uint64]
@@ -54,3 +55,14 @@ def gumbel(keys: Keys, purpose: str, columns: int) -> NDArray[np.float64]:
     """Standard Gumbel draws, shape (n, columns): the k largest of log weight + Gumbel are a draw of k
     without replacement by weight."""
     return -np.log(-np.log(uniform(keys, purpose, columns)))
+
+
+def choose(patients: Sequence[str], count: int, seed: int) -> list[str]:
+    """At most `count` patients with the lowest hashes, sorted: one more patient displaces one at most."""
+    ranked = sorted(zip(hash_keys(seed, "choose", patients).tolist(), patients, strict=True))
+    return sorted(patient for _, patient in ranked[:count])
+
+
+def shuffle(questions: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """Order by a hash of (seed, question), which no order before it can influence."""
+    return questions[np.argsort(hash_keys(seed, "shuffle", questions["question_id"]), kind="stable")]

@@ -10,8 +10,7 @@ from dataclasses import replace
 import polars as pl
 
 from common.questions.codebook import Codebook, fit_codebook
-from common.questions.randomness import derive_seed
-from common.questions.site_questions import choose
+from common.questions.randomness import choose, derive_seed
 from common.registry.registry import PATIENT, Registry, concat_registries
 from common.study import Study
 from common.tasks.asking import build_tasks

@@ -13,10 +13,10 @@ from client.app import app
 from common.questions.common_codebook import fit_columns, layout_of
 from common.questions.counts import count_values
 from common.questions.joint import Binning, Layout
-from common.questions.site_questions import training_rows
 from common.registry.config import read_registry_config
 from common.registry.registry import Registry, load_registry
 from common.study import Study, parse_study
+from common.tasks.site_questions import training_rows
 
 REGISTRY = Path(__file__).parents[2] / "site_configs" / "synthetic" / "_registry.toml"
 MINIMUM = 12

@@ -15,9 +15,9 @@ from flwr.app import Message
 from common.errors import UserError
 from common.questions.codebook import Codebook, fit_codebook
 from common.questions.codebook_file import read_codebook, to_toml
-from common.questions.site_questions import own_codebook, training_rows
 from common.registry.registry import concat_registries
 from common.study import Study, read_study
+from common.tasks.site_questions import own_codebook, training_rows
 from server.codebooks import common_codebook
 from server.frames import build_frames, registries
 from server.mailbox import Mailbox

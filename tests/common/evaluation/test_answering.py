@@ -13,10 +13,10 @@ from common.evaluation.answering import answer, before_box, choice_index
 from common.grpo.prefix import left_pad
 from common.grpo.rewards import BOXED
 from common.models.policy import Policy, load_policy
-from common.questions.site_questions import site_questions
 from common.registry.config import read_registry_config
 from common.registry.registry import load_registry
 from common.study import Evaluation, Study, parse_study
+from common.tasks.site_questions import site_questions
 
 SHIPPED = Path(__file__).parents[3] / "site_configs" / "synthetic" / "synthetic-north.toml"
 LETTERS = "ABCDE"

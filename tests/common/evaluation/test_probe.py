@@ -8,10 +8,10 @@ import pytest
 
 from common.evaluation.probe import pass_rates
 from common.models.policy import Policy, load_policy
-from common.questions.site_questions import site_questions
 from common.registry.config import read_registry_config
 from common.registry.registry import load_registry
 from common.study import Study, parse_study
+from common.tasks.site_questions import site_questions
 
 SHIPPED = Path(__file__).parents[3] / "site_configs" / "synthetic" / "synthetic-north.toml"
 

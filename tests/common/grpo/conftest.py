@@ -11,10 +11,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import Phi3Config, Phi3ForCausalLM
 
-from common.questions.site_questions import site_questions
 from common.registry.config import read_registry_config
 from common.registry.registry import load_registry
 from common.study import Study, parse_study
+from common.tasks.site_questions import site_questions
 
 SHIPPED = Path(__file__).parents[3] / "site_configs" / "synthetic" / "synthetic-north.toml"
 

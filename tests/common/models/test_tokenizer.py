@@ -10,9 +10,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from common.models.tokenizer import END, PAD, SYSTEM, train_tokenizer
 from common.questions.rendering import label
-from common.questions.site_questions import site_questions
 from common.registry.registry import Registry
 from common.study import Study
+from common.tasks.site_questions import site_questions
 
 
 @pytest.fixture(scope="module")

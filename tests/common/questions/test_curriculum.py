@@ -3,9 +3,9 @@ import pytest
 
 from common.errors import UserError
 from common.questions.curriculum import weigh, worth_asking
-from common.questions.site_questions import site_questions
 from common.registry.registry import Registry
 from common.study import Curriculum, Study, parse_study
+from common.tasks.site_questions import site_questions
 
 VALUES = {"name": "t", "sites": {"train": ["clinic"], "public": ["public"]}, "rounds": {"validation_patients": 10}}
 

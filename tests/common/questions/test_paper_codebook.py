@@ -12,10 +12,10 @@ from common.questions.building import SCHEMA, askable, build_counted, build_ques
 from common.questions.codebook import Codebook, Column, fit_codebook
 from common.questions.paper_codebook import fit_recorded
 from common.questions.printing import AS_RECORDED, print_recorded
-from common.questions.site_questions import site_questions
 from common.registry.config import Feature
 from common.registry.registry import Registry
 from common.study import Evaluation, Questions, Rounds, Sites, Study
+from common.tasks.site_questions import site_questions
 
 PAPER = Questions(fidelity="paper")
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from common.questions.building import build_questions
 from common.questions.codebook import Codebook, fit_codebook
 from common.questions.randomness import derive_seed
-from common.questions.site_questions import site_questions
 from common.registry.config import Feature
 from common.registry.registry import Registry
 from common.registry.splits import split_patients
 from common.study import Questions, Study, parse_study
+from common.tasks.site_questions import site_questions
 
 Registries = Callable[[], st.SearchStrategy[Registry]]
 FIDELITIES = {"strict": Questions(), "paper": Questions(fidelity="paper")}

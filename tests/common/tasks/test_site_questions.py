@@ -5,11 +5,11 @@ import pytest
 
 from common.errors import UserError
 from common.questions.codebook import fit_codebook
-from common.questions.randomness import derive_seed
-from common.questions.site_questions import choose, shuffle, site_questions, write_site_questions
+from common.questions.randomness import derive_seed, shuffle
 from common.registry.registry import Registry, concat_registries
 from common.registry.splits import split_patients
 from common.study import Evaluation, Questions, Rounds, Sites, Study
+from common.tasks.site_questions import site_questions, write_site_questions
 
 
 def study(**changes: object) -> Study:
@@ -92,10 +92,3 @@ def test_more_patients_put_aside_than_there_are_is_refused(clinic: Registry) -> 
     tiny = Registry("tiny", clinic.features, clinic.frame[:20])
     with pytest.raises(UserError, match="Site tiny: no training patient is left"):
         site_questions(tiny, study())
-
-
-def test_choosing_is_stable_when_a_patient_arrives() -> None:
-    patients = [f"p{i}" for i in range(200)]
-    before, after = choose(patients, 20, 1), choose([*patients, "new"], 20, 1)
-    assert len(before) == 20 and len(set(after) - set(before)) <= 1
-    assert choose(patients, 500, 1) == sorted(patients)

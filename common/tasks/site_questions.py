@@ -1,20 +1,18 @@
 """All questions of one site for one study: the same at the hospital, in the simulation and in the pooled run."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import polars as pl
 
 from common.disk import named_disk_faults
 from common.errors import UserError
 from common.questions.building import Built
-from common.questions.codebook import Codebook, fit_codebook
+from common.questions.codebook import Codebook, fit_codebook, rows_to_fit
 from common.questions.codebook_file import check_codebook
 from common.questions.curriculum import weigh
-from common.questions.randomness import derive_seed, hash_keys
+from common.questions.randomness import choose, derive_seed, shuffle
 from common.questions.streaming import slices, write_questions
 from common.registry.registry import Registry
 from common.registry.splits import split_patients
@@ -161,19 +159,3 @@ def own_codebook(registry: Registry, study: Study) -> Codebook:
 def training_rows(registry: Registry, study: Study) -> pl.DataFrame:
     """The rows that a codebook is fitted to."""
     return rows_to_fit(registry.frame, sides_of(registry, study)["train"], study.questions)
-
-
-def rows_to_fit(frame: pl.DataFrame, training: Sequence[str], spec: Questions) -> pl.DataFrame:
-    """The training patients' rows; under `paper` every row, test patients included, as the reference has it."""
-    return frame if spec.fidelity == "paper" else frame.filter(pl.col("patient").is_in(training))
-
-
-def choose(patients: Sequence[str], count: int, seed: int) -> list[str]:
-    """At most `count` patients with the lowest hashes, sorted: one more patient displaces one at most."""
-    ranked = sorted(zip(hash_keys(seed, "choose", patients).tolist(), patients, strict=True))
-    return sorted(patient for _, patient in ranked[:count])
-
-
-def shuffle(questions: pl.DataFrame, seed: int) -> pl.DataFrame:
-    """Order by a hash of (seed, question), which no order before it can influence."""
-    return questions[np.argsort(hash_keys(seed, "shuffle", questions["question_id"]), kind="stable")]
