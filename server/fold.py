@@ -125,7 +125,7 @@ def trimmed_mean(files: Files, trim: int) -> Piece:
     buffer = new_buffer()
 
     def piece(out: Tensor, name: str, begin: int, end: int) -> None:
-        ordered = together(files, name, begin, end, buffer).sort(dim=0).values
+        ordered = together(files, name, begin, end, buffer).T.sort(dim=1).values.T
         torch.mean(ordered[trim : len(files) - trim], dim=0, out=out)
 
     return piece
