@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Annotated
 
+import polars as pl
 import typer
 from platformdirs import user_data_path
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.table import Table
 from client.site import Site, read_site
 from common.command import run as run_command
 from common.errors import UserError
+from common.registry.registry import Registry
 from common.study import Study, read_study
 
 app = typer.Typer(help="A hospital's side of a federated study.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -31,24 +33,30 @@ def site_in(config: Path, state: Path | None) -> Site:
     return Site(site.registry, site.settings, (state or user_data_path("wardround") / site.name).resolve())
 
 
-def count_questions(site: Site, study: Study | None, share: Path | None) -> list[tuple[str, str]]:
-    """Rows for `check`: what the site brings to a study, or what it could ask about at all."""
-    from client.checking import by_task, own_study, shareable, tokens, training_questions
-    from common.questions.codebook_file import given_codebook
-    from common.registry.registry import load_registry
-    from common.tasks.site_questions import site_questions
+def tell_registry(site: Site, registry: Registry) -> None:
+    from client.checking import feature_lines
 
-    registry = load_registry(site.registry)
     console.print(f"[bold]{escape(site.registry.title or site.name)}[/bold] ({site.name})")
     features = Table("section", "feature", "unit", "kind", "known at", "asked", title="Features in use")
-    for feature in registry.features:
-        use = "yes" if feature.ask else "shown only"
-        features.add_row(feature.section, feature.name, feature.unit, feature.kind, feature.known, use)
+    for line in feature_lines(registry.features):
+        features.add_row(*map(escape, line))
     console.print(features)
     for left in registry.left_out:
         console.print(f"left out: {escape(left.column)}: {escape(left.reason)}")
     for column in site.registry.never:
         console.print(f"never used: {escape(column)}")
+
+
+def count_questions(site: Site, study: Study | None, share_to: Path | None) -> list[tuple[str, str]]:
+    """Rows for `check`: what the site brings to a study, or what it could ask about at all."""
+    from client.checking import by_task, by_thumb, by_tokenizer, model_at_hand, own_study, summarise, training_questions
+    from client.egress import share
+    from common.questions.codebook_file import given_codebook
+    from common.registry.registry import load_registry
+    from common.tasks.site_questions import site_questions
+
+    registry = load_registry(site.registry)
+    tell_registry(site, registry)
     asked = [feature.column for feature in registry.features if feature.ask]
     values = sum(registry.frame[column].count() for column in asked)
     rows = [
@@ -58,14 +66,20 @@ def count_questions(site: Site, study: Study | None, share: Path | None) -> list
         ("values to ask about", f"{values}"),
     ]
     given = given_codebook(study.questions) if study else None
-    found = by_task(training_questions(registry, study or own_study(registry), given))
+    resolved = study or own_study(registry)
+    built = training_questions(registry, resolved, given)
+    folder, limit = model_at_hand(site, resolved), resolved.grpo.max_prompt_tokens
+    found = by_task(built, by_tokenizer(folder, resolved) if folder else by_thumb, limit)
+    counted = "by the study's tokenizer" if folder else "at 4 characters a token; the study's tokenizer is not here"
     for one in found:
         rows.append((one.task, f"{one.questions} training questions, {one.patients} patients, {one.features} features"))
-        length = f"about {tokens(one.median)} tokens, the longest {tokens(one.longest)} (4 characters a token)"
-        rows.append(("  a prompt", length))
-    if share is not None:
-        share.write_text(shareable(registry, found, site.settings.policy), encoding="utf-8")
-        rows.append(("to be shared", f"{share}"))
+        length = f"median {one.median} tokens, 95 % up to {one.most}, the longest {one.longest} ({counted})"
+        rows.append(("  prompts", length))
+        rows.append(("  too long", f"{one.too_long}, over grpo.max_prompt_tokens = {limit}"))
+    tell_examples(built, resolved, 1)
+    if share_to is not None:
+        share(site.door, study.hash if study else "", summarise(registry, found), share_to)
+        rows.append(("to be shared", f"{share_to}"))
     if study is not None:
         questions = site_questions(registry, study, given)
         rows += [
@@ -76,6 +90,19 @@ def count_questions(site: Site, study: Study | None, share: Path | None) -> list
             ("study approved here", "yes" if study.hash in site.settings.policy.approved else "no"),
         ]
     return rows
+
+
+def tell_examples(asked: pl.DataFrame, study: Study, number: int) -> None:
+    """Print questions of each task with their answers, for this site's eyes."""
+    from common.questions.randomness import shuffle
+
+    shuffled = shuffle(asked, study.seed)
+    for task in study.questions.tasks:
+        for row in shuffled.filter(shuffled["task"] == task).head(number).iter_rows(named=True):
+            console.rule(escape(f"{task}: {row['section']} / {row['feature']}"))
+            console.print(row["prompt"], markup=False, soft_wrap=True)
+            letter = "" if row["answer"] is None else f"{'ABCDE'[row['answer']]}. "
+            console.print(f"answer: {letter}{row['reference']}", style="green", markup=False)
 
 
 @app.command()
@@ -106,10 +133,12 @@ def check(
     share: Annotated[
         Path | None, typer.Option("--share", help="Write a summary that may be shown to others to this file.")
     ] = None,
+    state: StateFolder = None,
 ) -> None:
-    """Load the registry and say what is in it: counts, features used, features left out and why."""
+    """Load the registry and say what is in it: counts, features used, features left out and why, questions of each
+    task, how long they are, and one of each to look at. Nothing leaves but what --share writes, and that is logged."""
     asked = read_study(study) if study else None
-    for name, value in count_questions(site_in(config, None), asked, share):
+    for name, value in count_questions(site_in(config, state), asked, share):
         console.print(f"{name:<22}{value}")
 
 
@@ -126,7 +155,6 @@ def questions(
     nowhere else."""
     from client.checking import own_study, training_questions
     from common.questions.codebook_file import given_codebook
-    from common.questions.randomness import shuffle
     from common.registry.registry import load_registry
     from common.tasks.site_questions import write_site_questions
 
@@ -139,13 +167,7 @@ def questions(
             console.print(f"{name:<22}{count}")
         console.print("These files hold patients' values: they are for this site alone.")
         return
-    asked = shuffle(training_questions(registry, resolved, given), resolved.seed)
-    for task in resolved.questions.tasks:
-        for row in asked.filter(asked["task"] == task).head(number).iter_rows(named=True):
-            console.rule(escape(f"{task}: {row['section']} / {row['feature']}"))
-            console.print(row["prompt"], markup=False, soft_wrap=True)
-            letter = "" if row["answer"] is None else f"{'ABCDE'[row['answer']]}. "
-            console.print(f"answer: {letter}{row['reference']}", style="green", markup=False)
+    tell_examples(training_questions(registry, resolved, given), resolved, number)
 
 
 @app.command()

@@ -22,6 +22,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 from client import audit, policy
 from client.policy import Policy, Refusal, check_patients
+from common.disk import named_disk_faults
 from common.errors import UserError
 from common.questions.counts import KEY
 from common.registry.config import Feature
@@ -107,6 +108,18 @@ class Evaluated:
     right: int
     boxed: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class Summarised:
+    """What `wardround-site check --share` tells others. Not an answer to a message: a person takes the file along.
+
+    `cells` has `what` (feature, outcome, task), `name` (as the site declares it; of an outcome with its answer),
+    `count` and the `patients` behind it.
+    """
+
+    patients: int
+    cells: pl.DataFrame
 
 
 Reply = Described | Configured | Counted | Trained | Evaluated
@@ -237,6 +250,43 @@ def refuse(door: Door, asked: Asked, code: int, message: Message) -> Message:
     passage = audit.Passage("Refused", asked.study, asked.run, asked.round, size, digest)
     audit.append(door.state / "audit.jsonl", passage)
     return Message(Error(code, text), reply_to=message)
+
+
+def summary_text(summary: Summarised, least: int) -> str:
+    """Counts are rounded down to a multiple of the minimum, so that the difference of two does not tell a few patients
+    either. What rests on fewer is held back, an outcome's answer by name too: it may be a value that is rare."""
+    lines = [f"Counts are rounded down to a multiple of {least}.", f"patients: {summary.patients // least * least}"]
+    for (what,), part in summary.cells.group_by("what", maintain_order=True):
+        told = part.filter(pl.col("patients") >= least)
+        for name, count, patients in told.select("name", "count", "patients").iter_rows():
+            behind = f" questions about {patients // least * least} patients" if what == "task" else " patients"
+            lines.append(f"{what}: {name}: {count // least * least}{behind}")
+        if told.height < part.height:
+            few = part.filter(pl.col("patients") < least)["name"].to_list()
+            which = f"{len(few)} answers" if what == "outcome" else ", ".join(few)
+            lines.append(f"{what}: withheld, fewer than {least} patients: {which}")
+    return "\n".join(lines) + "\n"
+
+
+def share(door: Door, study: str, summary: Summarised, path: Path) -> None:
+    """Write a summary for others to a file, and first into the audit log.
+
+    Raises:
+        UserError: the site has too few patients to tell anything.
+    """
+    least = door.policy.minimum_patients
+    if summary.patients < least:
+        raise UserError(
+            f"Site {door.site}: fewer than {least} patients, too few for a summary to leave.",
+            "Ask who keeps the site's policy.minimum_patients.",
+        )
+    data = f"site: {door.site}\n{summary_text(summary, least)}".encode()
+    few = summary.cells.filter(pl.col("patients") < least).height
+    held = f"{few} of {summary.cells.height} counts held back"
+    passage = audit.Passage("Summarised", study, "", 0, len(data), hashlib.sha256(data).hexdigest(), held)
+    audit.append(door.state / "audit.jsonl", passage)
+    with named_disk_faults(path):
+        path.write_bytes(data)
 
 
 def keep_traceback(door: Door) -> None:

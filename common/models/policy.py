@@ -42,26 +42,33 @@ class Policy:
         return int(self.tokenizer.pad_token_id)
 
     def prompt_text(self, system: str, prompt: str) -> str:
-        """The whole text before the completion.
-
-        A chat template that drops the system turn gets that text in front of the user turn.
-        """
-        tokenizer = self.tokenizer
-        if tokenizer.chat_template is None:
-            return f"{system}\n\n{prompt}\n{self.prefill}"
-        user = {"role": "user", "content": prompt}
-        turns = [{"role": "system", "content": system}, user]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        alone = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
-        if text == alone:
-            user = {"role": "user", "content": f"{system}\n\n{prompt}"}
-            text = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
-        assert isinstance(text, str)
-        return text + self.prefill
+        return prompt_text(self.tokenizer, self.prefill, system, prompt)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of texts that already hold their special tokens."""
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, prefill: str, system: str, prompt: str) -> str:
+    """The whole text before the completion.
+
+    A chat template that drops the system turn gets that text in front of the user turn.
+    """
+    if tokenizer.chat_template is None:
+        return f"{system}\n\n{prompt}\n{prefill}"
+    user = {"role": "user", "content": prompt}
+    turns = [{"role": "system", "content": system}, user]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    alone = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
+    if text == alone:
+        user = {"role": "user", "content": f"{system}\n\n{prompt}"}
+        text = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
+    assert isinstance(text, str)
+    return text + prefill
+
+
+def prefill_of(study: Study) -> str:
+    return "" if study.model.base == BUILT_IN else "Let's think step by step."
 
 
 def trainable_parameters(policy: Policy) -> dict[str, nn.Parameter]:
@@ -143,5 +150,5 @@ def load_policy(study: Study, folder: str | Path) -> Policy:
     # and TRL moves the model to the GPU when there is one.
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     if study.model.base == BUILT_IN:
-        return Policy(model, tokenizer, prefill="", answer_cue="\n\\boxed{")
-    return Policy(model, tokenizer, "Let's think step by step.", "\n\nTherefore, the answer is \\boxed{")
+        return Policy(model, tokenizer, prefill_of(study), answer_cue="\n\\boxed{")
+    return Policy(model, tokenizer, prefill_of(study), "\n\nTherefore, the answer is \\boxed{")

@@ -1,5 +1,7 @@
 """`wardround-site`, as a hospital types it: what is printed, and how mistakes are told."""
 
+import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -63,7 +65,7 @@ def test_check_counts_and_names_what_is_left_out(run: Command, tmp_path: Path, s
     (tmp_path / "own.toml").write_text(tomli_w.dumps(values))
     done = run("check", "own.toml", "--study", study)
     assert done.returncode == 0, done.stderr
-    lines = {line.split("  ")[0]: line.split()[-1] for line in done.stdout.splitlines()}
+    lines = {line.split("  ")[0]: line.split()[-1] for line in done.stdout.splitlines() if line.strip()}
     assert lines["patients"] == "60" and lines["features in use"] == "2" and lines["values to ask about"] == "120"
     assert int(lines["training questions"]) > 0 and lines["study approved here"] == "no"
     assert "left out: constant" in done.stdout and "never used: name" in done.stdout
@@ -98,12 +100,19 @@ def test_every_declared_task_is_counted_and_a_summary_keeps_small_counts_back(ru
         "client": {"policy": {"minimum_patients": 20}},
     }
     (tmp_path / "own.toml").write_text(tomli_w.dumps(values))
-    done = run("check", "own.toml", "--share", "summary.txt")
+    done = run("check", "own.toml", "--share", "summary.txt", "--state", "state")
     assert done.returncode == 0, done.stderr
-    assert "masked_value" in done.stdout and "outcome" in done.stdout and "tokens" in done.stdout
+    for said in ("masked_value", "95 % up to", "over grpo.max_prompt_tokens"):
+        assert said in done.stdout
+    assert done.stdout.count("answer: ") == 2
     summary = (tmp_path / "summary.txt").read_text()
-    assert "patients: 60" in summary and "masked_value: " in summary
-    assert "outcome: " not in summary and "withheld, fewer than 20 patients: outcome" in summary
+    assert "patients: 60" in summary and "task: masked_value: " in summary and "feature: age: 60 patients" in summary
+    assert "task: withheld, fewer than 20 patients: outcome" in summary
+    assert "outcome: withheld, fewer than 20 patients: 2 answers" in summary and "Will the patient die?" not in summary
+    (line,) = (tmp_path / "state" / "audit.jsonl").read_text().splitlines()
+    entry = json.loads(line)
+    assert entry["kind"] == "Summarised" and entry["detail"] == "3 of 6 counts held back"
+    assert entry["sha256"] == hashlib.sha256(summary.encode()).hexdigest()
     shown = run("questions", "own.toml", "-n", 1).stdout
     assert shown.count("answer: ") == 2 and "Will the patient die?" in shown
 
