@@ -7,7 +7,8 @@ Everything lasting is under the site's folder, since a new process may answer ea
     studies/HASH/codebook.toml         the codebook behind the questions
     studies/HASH/{train,validation}.parquet
     studies/HASH/pass_rates.parquet    of the base model, where the study drops questions by them
-    studies/HASH/runs/RUN/             optimiser state, what is left over, last.json and the update that it tells of
+    studies/HASH/runs/RUN/             optimiser state, what is left over, last.json and the update that it tells of;
+                                       steps-ROUND.json, rewards and signs of reward hacking by step, never leaves
 """
 
 import json
@@ -28,7 +29,7 @@ from common.errors import UserError
 from common.evaluation.answering import answer
 from common.evaluation.probe import pass_rates
 from common.evaluation.scoring import right
-from common.grpo.local import LocalTrainer
+from common.grpo.local import LocalTrainer, by_step
 from common.models.policy import Policy, load_policy, load_trainable, trainable_state
 from common.questions.codebook import Codebook
 from common.questions.codebook_file import to_toml
@@ -228,6 +229,8 @@ class SiteStudy:
         state_step = goes_on_from(last, task)
         trainer, proximal = self.trainer(), self.study.rounds.proximal
         result = trainer.run(task.first_step, task.steps, folder / "state", state_step=state_step, proximal=proximal)
+        told = json.dumps(by_step(result))
+        write(folder / f"steps-{task.round:04d}.json", lambda part: part.write_text(told))
         left = read_left_over(folder / "state", state_step)
         update, left = encode(steps, model, trainable_state(policy), left)
         write_left_over(folder / "state", task.first_step + task.steps, left, kept=state_step)

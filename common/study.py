@@ -53,6 +53,8 @@ class Questions(Strict):
     """Kinds of feature that are asked; the other kinds are still shown in the record."""
     per_patient: Positive = 4
     """Training questions of each task drawn per record (distinct features)."""
+    per_site: Positive | None = None
+    """Training questions that a site keeps at most, drawn by their hash; all unless given."""
     max_choices: int = Field(default=5, ge=2, le=5)
     difficulty: float = Field(default=2.0, gt=0)
     """`paper`: step of the numeric ladder, in standard deviations of the mixture component. `strict`: 2.0 spreads a
@@ -167,11 +169,30 @@ class Model(Strict):
     builtin: Builtin = Builtin()
 
 
+class Rewards(Strict):
+    """Weights of the terms of a completion's reward (common/grpo/rewards.py)."""
+
+    answer: float = Field(default=1.0, gt=0)
+    format: float = Field(default=0.0, ge=0)
+    """Of 1 for a box that can be read, right or wrong."""
+    length: float = Field(default=0.0, ge=0)
+    """Of the penalty on completions that come near max_completion_tokens."""
+    length_from: Fraction = 0.8
+    """Share of max_completion_tokens from which on the penalty grows, to 1 at the end."""
+
+
 class Grpo(Strict):
     """Local GRPO steps. Defaults are those of the small CPU studies; docs/reproducing_the_paper.md has the paper's."""
 
     group_size: int = Field(default=8, ge=2)
     prompts_per_step: Positive = 16
+    groups_at_once: Positive | None = None
+    """Groups that stand in memory together in learning; all of a step unless given. Part of the study as
+    `prefix_route` is: gradients are the same up to rounding."""
+    rewards: Rewards = Rewards()
+    dynamic_sampling: int = Field(default=0, ge=0)
+    """How many times a step's groups whose rewards agree are replaced by other questions; 0 for never."""
+    optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw"
     learning_rate: float = Field(default=1e-3, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
@@ -191,6 +212,27 @@ class Grpo(Strict):
     max_prompt_tokens: Positive = 1024
     """Longer questions are left out and counted; prompts are never cut."""
     max_completion_tokens: Positive = 16
+
+    @property
+    def data_dependent(self) -> bool:
+        """Whether patients' values decide which questions a step takes; see `Curriculum.data_dependent`."""
+        return self.dynamic_sampling > 0
+
+    @model_validator(mode="after")
+    def groups_divide(self) -> "Grpo":
+        if self.groups_at_once is None:
+            return self
+        if self.prompts_per_step % self.groups_at_once:
+            raise ValueError(
+                f"groups_at_once {self.groups_at_once} does not divide prompts_per_step {self.prompts_per_step}; "
+                "choose a divisor"
+            )
+        if self.loss_type == "bnpo" and self.groups_at_once < self.prompts_per_step:
+            raise ValueError(
+                "loss_type 'bnpo' is a mean over the tokens in memory together, so groups_at_once would change it; "
+                "remove groups_at_once or choose another loss_type"
+            )
+        return self
 
 
 class Evaluation(Strict):

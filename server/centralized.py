@@ -17,7 +17,7 @@ import polars as pl
 
 from common.evaluation.answering import answer
 from common.evaluation.scoring import right
-from common.grpo.local import LocalResult, LocalTrainer
+from common.grpo.local import LocalResult, LocalTrainer, by_step
 from common.models.policy import Policy, load_policy, load_trainable, trainable_state
 from common.study import Study
 from server.round_store import Checkpoint, RoundStore
@@ -115,7 +115,7 @@ def train_round(
     }
     after = Checkpoint(number, number * steps, trainable_state(policy), {}, notes)
     store.save(after)
-    log.write("steps", site=cohort.stream, round=number, reward=result.rewards)
+    log.write("steps", site=cohort.stream, round=number, **by_step(result))
     log.write("round_finished", round=number, rounds=study.rounds.rounds, **notes)
     return after
 

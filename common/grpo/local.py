@@ -8,9 +8,10 @@ rounds, and a killed round is simply computed again with the same result.
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,11 +24,14 @@ from transformers import get_scheduler
 from trl import GRPOConfig
 
 from common.errors import UserError
+from common.grpo.dynamic_sampling import replace_agreeing
+from common.grpo.hacking import Signs, signs
 from common.grpo.master import MasterWeights
+from common.grpo.optimizer import make_optimizer, restore, state_tensors
 from common.grpo.prefix import causal_model
 from common.grpo.proximal import add_pull, anchor
 from common.grpo.reference import MovingReference, save_whole
-from common.grpo.rewards import letters_of, right_answer
+from common.grpo.rewards import letters_of, reward_terms
 from common.grpo.trainer import PrefixTrainer
 from common.models.policy import Policy, trainable_parameters
 from common.study import Study
@@ -46,6 +50,17 @@ class LocalResult:
     """Mean reward of each step's completions."""
     informative: list[float]
     """Share of each step's groups whose advantages are not all zero."""
+    signs: list[Signs]
+    """Of each step, signs of reward hacking."""
+
+
+def by_step(result: LocalResult) -> dict[str, list[Any]]:
+    """What is logged of each step, where the questions are: reward, informative groups, signs of reward hacking."""
+    return {
+        "reward": result.rewards,
+        "informative": result.informative,
+        "signs": [asdict(told) for told in result.signs],
+    }
 
 
 def derive_seed(*parts: object) -> int:
@@ -87,6 +102,8 @@ class LocalTrainer:
                 f"{grpo.prompts_per_step}.",
                 "Lower grpo.prompts_per_step or raise questions.per_patient.",
             )
+        self.rewards = reward_terms(grpo.rewards, grpo.max_completion_tokens)
+        self.parts = grpo.prompts_per_step // (grpo.groups_at_once or grpo.prompts_per_step)
         self.trainer = self._build()
         self._orders: dict[int, np.ndarray] = {}
         # TRL patches the model's forward. The method works on the layers below it, so the patch is taken off
@@ -99,14 +116,15 @@ class LocalTrainer:
         args = GRPOConfig(
             # TRL makes this folder at once; nothing is ever saved there.
             output_dir=str(Path(tempfile.gettempdir()) / "wardround-trainer"),
-            per_device_train_batch_size=grpo.prompts_per_step * grpo.group_size,
-            gradient_accumulation_steps=1,
-            steps_per_generation=1,
+            per_device_train_batch_size=grpo.prompts_per_step * grpo.group_size // self.parts,
+            gradient_accumulation_steps=self.parts,
+            steps_per_generation=self.parts,
             num_generations=grpo.group_size,
             max_completion_length=grpo.max_completion_tokens,
             temperature=grpo.temperature,
             loss_type=grpo.loss_type,
             scale_rewards=grpo.scale_rewards,
+            reward_weights=[weight for _, weight in self.rewards],
             beta=grpo.beta,
             max_steps=self.total_steps,
             learning_rate=grpo.learning_rate,
@@ -122,24 +140,57 @@ class LocalTrainer:
         trainer = PrefixTrainer(
             policy=self.policy,
             route=grpo.prefix_route,
-            reward_funcs=right_answer,
+            reward_funcs=[term for term, _ in self.rewards],
             args=args,
             train_dataset=Dataset.from_list(self.rows[:1]),
         )
         if isinstance(self.policy.model, PeftModel) and grpo.beta:
             # TRL takes the adapter it finds as the reference; the reference here is the base model.
             self.policy.model.delete_adapter("ref")
-        trainer.current_gradient_accumulation_steps = 1
+        trainer.current_gradient_accumulation_steps = self.parts
         return trainer
 
     def batch(self, step: int) -> list[dict[str, str | None]]:
         """The questions of a step: epochs of a seeded shuffle, position derived from the step."""
+        return [self.rows[number] for number in self._numbers(step)]
+
+    def _numbers(self, step: int) -> list[int]:
         size, total = self.study.grpo.prompts_per_step, len(self.rows)
-        out = []
-        for position in range(step * size, (step + 1) * size):
-            epoch, index = divmod(position, total)
-            out.append(self.rows[self._order(epoch)[index]])
-        return out
+        places = (divmod(position, total) for position in range(step * size, (step + 1) * size))
+        return [int(self._order(epoch)[index]) for epoch, index in places]
+
+    def informative_batch(self, step: int) -> list[dict[str, str | None]]:
+        """`batch`, with groups that agree replaced; their completions are left with the trainer."""
+        seed, stream, group = self.study.seed, self.stream, self.study.grpo.group_size
+
+        def draw(questions: Sequence[int], number: int) -> list[list[list[int]]]:
+            torch.manual_seed(derive_seed(seed, stream, "sample", step, number))
+            rows = self.trainer.sample_groups([str(self.rows[question]["prompt"]) for question in questions])
+            return [rows[start : start + group] for start in range(0, len(rows), group)]
+
+        chosen, groups = replace_agreeing(
+            self._numbers(step),
+            len(self.rows),
+            self.study.grpo.dynamic_sampling,
+            lambda number: derive_seed(seed, stream, "replace", step, number),
+            draw,
+            lambda question, ids: len(set(self.reward(self.rows[question], ids))) == 1,
+        )
+        self.trainer.sampled_before = [ids for rows in groups for ids in rows]
+        return [self.rows[question] for question in chosen]
+
+    def reward(self, row: dict[str, str | None], completion_ids: list[list[int]]) -> list[float]:
+        """The weighted reward of each completion of one question."""
+        columns = {name: [row[name]] * len(completion_ids) for name in ("letter", "reference")}
+        texts = self.texts(completion_ids)
+        parts = [
+            [weight * value for value in term(completions=texts, completion_ids=completion_ids, **columns)]
+            for term, weight in self.rewards
+        ]
+        return [sum(values) for values in zip(*parts, strict=True)]
+
+    def texts(self, completion_ids: list[list[int]]) -> list[str]:
+        return self.policy.tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
@@ -193,20 +244,22 @@ class LocalTrainer:
         masters = MasterWeights(parameters, residual)
         stepped = masters.stepped
         toward = anchor(parameters) if proximal else {}
-        optimizer = torch.optim.AdamW(stepped.values(), lr=grpo.learning_rate, weight_decay=grpo.weight_decay)
+        optimizer = make_optimizer(stepped.values(), grpo)
         if before:
-            restore_moments(optimizer, list(stepped), kept)
+            restore(optimizer, list(stepped), kept)
         share = self._schedule(optimizer)
         trainer.generating_seconds = 0.0
         trainer._step = 0
-        rewards, informative = [], []
+        rewards, informative, told = [], [], []
         start = time.perf_counter()
         model.train()
         for step in range(first_step, first_step + steps):
             torch.manual_seed(derive_seed(self.study.seed, self.stream, "step", step))
-            rows = [row for row in self.batch(step) for _ in range(grpo.group_size)]
+            questions = self.informative_batch(step) if grpo.dynamic_sampling else self.batch(step)
+            rows = [row for row in questions for _ in range(grpo.group_size)]
             optimizer.param_groups[0]["lr"] = grpo.learning_rate * share(step)
-            trainer.training_step(model, rows, None)
+            for _ in range(self.parts):
+                trainer.training_step(model, rows, None)
             masters.take_gradients()
             if proximal:
                 add_pull(stepped, toward, proximal)
@@ -219,6 +272,8 @@ class LocalTrainer:
             metrics = trainer._metrics["train"]
             rewards.append(metrics["reward"][-1])
             informative.append(1.0 - metrics["frac_reward_zero_std"][-1])
+            sampled = trainer.completion_ids
+            told.append(signs(self.texts(sampled), sampled, [row["letter"] for row in rows]))
             if on_step:
                 on_step(step, rewards[-1])
         model.eval()
@@ -237,22 +292,13 @@ class LocalTrainer:
             {"generating": trainer.generating_seconds, "learning": seconds - trainer.generating_seconds},
             rewards,
             informative,
+            told,
         )
 
 
 def save_optimizer(
     optimizer: torch.optim.Optimizer, names: list[str], residual: dict[str, torch.Tensor], path: Path
 ) -> None:
-    """Write AdamW's moments and step counts and the masters' residual, atomically."""
-    tensors = {f"{RESIDUAL}{name}": value.cpu().contiguous() for name, value in residual.items()}
-    for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{key}/{name}"] = value.detach().cpu().contiguous()
-    save_whole(tensors, path)
-
-
-def restore_moments(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, torch.Tensor]) -> None:
-    for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
-        moments = {key: tensors[f"{key}/{name}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
-        # AdamW keeps the count of steps on the CPU.
-        optimizer.state[parameter] = {"step": tensors[f"step/{name}"], **moments}
+    """Write the optimiser's moments and step counts and the masters' residual, atomically."""
+    left = {f"{RESIDUAL}{name}": value.cpu().contiguous() for name, value in residual.items()}
+    save_whole(left | state_tensors(optimizer, names), path)

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
+from trl.trainer.utils import split_tensor_dict
 
 from common.grpo.generation import sample
 from common.grpo.logps import completion_logps
@@ -33,6 +35,10 @@ class PrefixTrainer(GRPOTrainer):
     def __init__(self, policy: Policy, route: PrefixRoute = "auto", **kwargs: Any) -> None:
         self.policy, self.route = policy, route
         self.generating_seconds = 0.0
+        self.completion_ids: list[list[int]] = []
+        """Tokens of the last completions, group by group."""
+        self.sampled_before: list[list[int]] | None = None
+        """Completions of the next prompts, where they are there before TRL asks for them."""
         super().__init__(
             model=cast(PreTrainedModel | PeftModel, policy.model),
             rollout_func=cast(RolloutFunc, rollout),
@@ -53,25 +59,40 @@ class PrefixTrainer(GRPOTrainer):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Per-token log-probabilities `[B, C]` and entropies `[B, C]` of the completions (TRL's contract)."""
         assert not compute_aux_loss and all(value is None for value in images.values())
-        logps, entropies = completion_logps(
-            model, input_ids, attention_mask, logits_to_keep, self.temperature, self.route
-        )
+        size = batch_size or len(input_ids)
+        parts = [
+            completion_logps(model, ids, mask, logits_to_keep, self.temperature, self.route)
+            for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True)
+        ]
+        logps, entropies = (torch.cat(rows) for rows in zip(*parts, strict=True))
         return logps, entropies if compute_entropy else None, None
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """TRL's, but for a step that is learned in parts: its groups stay whole, where TRL would shuffle rows."""
+        parts = self.args.steps_per_generation
+        if parts == 1:
+            return super()._prepare_inputs(generation_batch)
+        if self._step % parts == 0:
+            self._buffered_inputs = split_tensor_dict(self._generate_and_score_completions(generation_batch), parts)
+        return self._buffered_inputs[self._step % parts]
+
+    def sample_groups(self, prompts: list[str]) -> list[list[int]]:
+        """Tokens of a group of completions for each of the distinct `prompts`, group by group."""
+        group, longest, policy = self.num_generations, self.max_completion_length, self.policy
+        assert group is not None and longest is not None
+        start = time.perf_counter()
+        ids = policy.encode(prompts)
+        sampled = sample(policy.model, ids, group, longest, self.temperature, policy.eos, policy.pad, self.route)
+        self.generating_seconds += time.perf_counter() - start
+        return sampled
 
 
 def rollout(prompts: list[str], trainer: PrefixTrainer) -> dict[str, Any]:
-    """Sample a group of completions for each prompt; `prompts` comes with each prompt `group` times in a row."""
-    group, longest = trainer.num_generations, trainer.max_completion_length
-    assert group is not None and longest is not None
-    policy = trainer.policy
-    start = time.perf_counter()
-    prompt_ids = policy.encode(prompts[::group])
-    completion_ids = sample(
-        policy.model, prompt_ids, group, longest, trainer.temperature, policy.eos, policy.pad, trainer.route
-    )
-    trainer.generating_seconds += time.perf_counter() - start
+    """A group of completions for each prompt; `prompts` comes with each prompt `group` times in a row."""
+    before, trainer.sampled_before = trainer.sampled_before, None
+    trainer.completion_ids = trainer.sample_groups(prompts[:: trainer.num_generations]) if before is None else before
     return {
-        "prompt_ids": [ids for ids in prompt_ids for _ in range(group)],
-        "completion_ids": completion_ids,
+        "prompt_ids": trainer.policy.encode(prompts),
+        "completion_ids": trainer.completion_ids,
         "logprobs": None,
     }

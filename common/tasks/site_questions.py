@@ -99,7 +99,7 @@ def site_questions(registry: Registry, study: Study, codebook: Codebook | None =
     return SiteQuestions(
         plan.codebook,
         dropped=train.dropped + validation.dropped + test.dropped,
-        train=weigh(shuffled, study.curriculum, derive_seed(study.seed, "questions")),
+        train=weigh(shuffled[: study.questions.per_site], study.curriculum, derive_seed(study.seed, "questions")),
         validation=validation.questions,
         test=test.questions,
     )
@@ -119,7 +119,7 @@ def write_site_questions(
     registry: Registry, study: Study, folder: Path, codebook: Codebook | None = None
 ) -> dict[str, int]:
     """The three sets as `train.parquet`, `validation.parquet` and `test.parquet`, in the order of the registry and
-    before `[curriculum]`.
+    before `questions.per_site` and `[curriculum]`.
 
     Memory holds the registry and the questions of one slice of its patients.
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from common.errors import UserError
-from common.grpo.local import LocalResult, LocalTrainer, derive_seed, restore_moments, save_optimizer
+from common.grpo.local import LocalResult, LocalTrainer, derive_seed, save_optimizer
+from common.grpo.optimizer import restore
 from common.models.policy import load_policy, load_trainable, trainable_state
 from common.study import Study
 
@@ -87,6 +88,50 @@ def test_the_route_of_a_prompt_changes_nothing_but_rounding(
         apart = sum(float((state[name] - other[name]).norm() ** 2) for name in base)
         assert told.rewards == result.rewards
         assert 0 < apart < 1e-4 * moved, route
+
+
+@pytest.mark.parametrize(("loss_type", "trainable"), [("grpo", "all"), ("dapo", "lora"), ("dr_grpo", "all")])
+def test_groups_learned_one_after_the_other_change_nothing_but_rounding(
+    make_study: Callable[..., Study],
+    train: Train,
+    tiny_model: Path,
+    tmp_path: Path,
+    loss_type: str,
+    trainable: str,
+) -> None:
+    settings: dict[str, Any] = {"loss_type": loss_type, "beta": 0.1, "prefix_route": "expanded"}
+    base = trainable_state(load_policy(make_study(trainable), tiny_model))
+    together, result = train(make_study(trainable, **settings), tmp_path / "together", 0, 1)
+    apart, told = train(make_study(trainable, **settings, groups_at_once=1), tmp_path / "apart", 0, 1)
+    assert told.rewards == result.rewards and told.signs == result.signs
+    # AdamW's first step is the learning rate by the sign of the gradient, so its moments are compared.
+    moments = [load_file(tmp_path / name / "optimizer-1.safetensors") for name in ("together", "apart")]
+    means = [{name: t for name, t in found.items() if name.startswith("exp_avg/")} for found in moments]
+    size = sum(float(t.norm() ** 2) for t in means[0].values())
+    difference = sum(float((means[0][name] - means[1][name]).norm() ** 2) for name in means[0])
+    assert size > 0 and difference < 1e-8 * size
+    assert not same(base, apart)
+
+
+def test_agreeing_groups_are_replaced_and_the_steps_can_be_computed_again(
+    make_study: Callable[..., Study], train: Train, tmp_path: Path
+) -> None:
+    """The tiny model's groups often agree, so a step without replacements has fewer informative ones."""
+    plain = train(make_study(), tmp_path / "plain", 0, 3)[1]
+    study = make_study(dynamic_sampling=4)
+    state, result = train(study, tmp_path / "replaced", 0, 3)
+    assert sum(result.informative) > sum(plain.informative)
+    halfway, first = train(study, tmp_path / "halves", 0, 1)
+    resumed, second = train(study, tmp_path / "halves", 1, 2, halfway)
+    assert same(state, resumed) and result.rewards == first.rewards + second.rewards
+
+
+def test_terms_of_the_reward_are_weighed(make_study: Callable[..., Study], train: Train, tmp_path: Path) -> None:
+    study = make_study(rewards={"answer": 1.0, "format": 0.5})
+    plain = train(make_study(), tmp_path / "plain", 0, 1)[1]
+    weighed = train(study, tmp_path / "weighed", 0, 1)[1]
+    # The first step's completions are the same, and the tiny model boxes some letter nearly always.
+    assert plain.rewards[0] + 0.3 < weighed.rewards[0] <= plain.rewards[0] + 0.5
 
 
 def test_a_round_can_be_computed_again(make_study: Callable[..., Study], train: Train, tmp_path: Path) -> None:
@@ -223,10 +268,10 @@ def test_optimizer_state_comes_back_where_the_parameters_are(tmp_path: Path) -> 
     here, elsewhere = torch.nn.Parameter(weight.detach().clone()), torch.nn.Parameter(weight.detach().to("meta"))
     for parameter in (here, elsewhere):
         after = torch.optim.AdamW([parameter], lr=0.1)
-        restore_moments(after, ["weight"], load_file(tmp_path / "optimizer-3.safetensors"))
+        restore(after, ["weight"], load_file(tmp_path / "optimizer-3.safetensors"))
         assert after.state[parameter].keys() == before.state[weight].keys()
         assert after.state[parameter]["exp_avg"].device == after.state[parameter]["exp_avg_sq"].device
         assert after.state[parameter]["exp_avg"].device == parameter.device
     loaded = torch.optim.AdamW([here], lr=0.1)
-    restore_moments(loaded, ["weight"], load_file(tmp_path / "optimizer-3.safetensors"))
+    restore(loaded, ["weight"], load_file(tmp_path / "optimizer-3.safetensors"))
     assert all(torch.equal(loaded.state[here][key], value) for key, value in before.state[weight].items())

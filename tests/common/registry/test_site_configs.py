@@ -13,14 +13,14 @@ from common.registry.registry import Registry, concat_registries, load_registry
 from common.registry.splits import split_patients
 
 ROOT = Path(__file__).parents[3]
-FOLDERS = [ROOT / "site_configs" / name for name in ("synthetic", "ist", "eicu", "mimic3", "mimic4_meds")]
+FOLDERS = [ROOT / "site_configs" / name for name in ("synthetic", "paper", "ist", "eicu", "mimic3", "mimic4_meds")]
 SITES = [path for folder in FOLDERS for path in sorted(folder.glob("[a-z]*.toml"))]
 BASELINE = "RCONSC SEX RSLEEP RATRIAL RCT RVISINF RHEP24 RASP3 RDEF1 RDEF2 RDEF3 RDEF4 RDEF5 RDEF6 RDEF7 RDEF8 STYPE"
 
 
 @pytest.fixture(scope="module")
 def ist() -> dict[str, RegistryConfig]:
-    configs = {p.stem: read_registry_config(p) for p in sorted(FOLDERS[1].glob("[a-z]*.toml"))}
+    configs = {p.stem: read_registry_config(p) for p in sorted(FOLDERS[2].glob("[a-z]*.toml"))}
     place = Path(configs["ist-uk"].table.path)
     if not place.exists():
         pytest.skip(f"the IST table is not at {place}; set WARDROUND_IST to its path")

@@ -1,0 +1,166 @@
+"""studies/paper*.toml: C-Reason's settings (arXiv 2505.02722), row by row, and a small twin that is run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+
+from common.grpo.local import LocalTrainer, by_step
+from common.models.policy import load_policy, trainable_state
+from common.questions.site_questions import site_questions
+from common.registry.config import read_registry_config
+from common.registry.registry import load_registry
+from common.registry.splits import split_patients
+from common.study import Study, parse_study, read_study
+
+ROOT = Path(__file__).parents[2]
+TABLE = {
+    # base: microsoft/phi-4, all parameters, bf16
+    "model.base": "microsoft/phi-4",
+    "model.trainable": "all",
+    "model.dtype": "bfloat16",
+    # reward: the right letter in the first box, nothing else
+    "grpo.rewards": {"answer": 1.0, "format": 0.0, "length": 0.0, "length_from": 0.8},
+    # group: 7 completions a prompt, 5 prompts an update
+    "grpo.group_size": 7,
+    "grpo.prompts_per_step": 5,
+    # questions: 30,000 of the paper's construction; one epoch and the number of updates are in a test of their own
+    "questions.fidelity": "paper",
+    "questions.tasks": ["masked_value"],
+    "questions.ask": ["category", "number"],
+    "questions.max_choices": 5,
+    "questions.difficulty": 2.0,
+    "questions.mi_threshold": 0.5,
+    # optimiser: paged 8-bit AdamW, lr 1e-6, cosine, 10 % warm-up, clip 1.0
+    "grpo.optimizer": "paged_adamw_8bit",
+    "grpo.learning_rate": 1e-6,
+    "grpo.schedule": "cosine",
+    "grpo.warmup_ratio": 0.1,
+    "grpo.max_grad_norm": 1.0,
+    "grpo.weight_decay": 0.0,
+    # lengths
+    "grpo.max_prompt_tokens": 9000,
+    "grpo.max_completion_tokens": 2000,
+    # objective: advantages by group, mean over tokens then sequences, KL to a reference that is moved
+    "grpo.scale_rewards": "group",
+    "grpo.loss_type": "grpo",
+    "grpo.beta": 0.04,
+    "grpo.reference_every": 64,
+    "grpo.reference_alpha": 0.9,
+    "grpo.dynamic_sampling": 0,
+    # sampling
+    "grpo.temperature": 0.9,
+    # systems: gradient checkpointing is the packed route's; GPUs are the machine's own affair
+    "grpo.prefix_route": "packed",
+    # evaluation: greedy up to 8,192 tokens, every question that can be asked
+    "evaluation.max_completion_tokens": 8192,
+}
+LORA = {
+    "model.trainable": "lora",
+    "grpo.learning_rate": 1e-5,
+    "grpo.reference_every": None,
+}
+
+
+def shipped(name: str) -> Study:
+    return read_study(ROOT / "studies" / f"{name}.toml")
+
+
+def found(study: Study, key: str) -> Any:
+    table, name = key.split(".")
+    return study.model_dump(mode="json")[table][name]
+
+
+@pytest.mark.parametrize("key", TABLE)
+def test_every_setting_is_the_papers(key: str) -> None:
+    assert found(shipped("paper"), key) == TABLE[key]
+    assert found(shipped("paper-federated"), key) == TABLE[key]
+    assert found(shipped("paper-lora"), key) == LORA.get(key, TABLE[key])
+
+
+@pytest.mark.parametrize("name", ["paper", "paper-federated", "paper-lora"])
+def test_thirty_thousand_questions_are_one_epoch(name: str) -> None:
+    study = shipped(name)
+    assert study.questions.per_site is not None
+    assert study.questions.per_site * len(study.sites.train) == 30_000
+    assert study.questions.per_site == study.total_steps * study.grpo.prompts_per_step
+    if name != "paper-federated":
+        assert study.total_steps == 6_000
+    assert study.evaluation.patients_per_site * len(study.sites.train) == 1_000
+    assert study.evaluation.questions_per_patient is None
+
+
+def test_lora_is_on_all_linear_layers_with_alpha_32() -> None:
+    assert shipped("paper-lora").model.lora.alpha == 32
+
+
+@pytest.mark.parametrize("name", ["paper", "paper-federated"])
+def test_the_shipped_registries_have_patients_for_as_many_questions(name: str) -> None:
+    study = shipped(name)
+    for site in study.sites.train:
+        registry = load_registry(read_registry_config(Path(study.simulation.site_configs) / f"{site}.toml"))
+        sides = split_patients(
+            registry.frame["patient"].to_list(), study.seed, study.questions.test_fraction, registry.sides
+        )
+        asked = len(sides["train"]) - study.rounds.validation_patients
+        assert study.questions.per_site is not None
+        # The paper's construction drops a question here and there.
+        assert asked * study.questions.per_patient > 1.2 * study.questions.per_site
+        assert len(sides["test"]) > study.evaluation.patients_per_site
+
+
+def twin(model: Path, **grpo: Any) -> Study:
+    """The paper's study in small: where, which model and how many, nothing else."""
+    values = shipped("paper").model_dump(mode="json", exclude_none=True)
+    values["sites"]["train"] = ["synthetic-north"]
+    values["model"]["base"] = str(model)
+    values["questions"] |= {"per_site": 40, "per_patient": 1}
+    values["grpo"] |= {"max_prompt_tokens": 1024, "max_completion_tokens": 6, "reference_every": 2, **grpo}
+    values["rounds"] |= {"rounds": 2, "local_steps": 4}
+    return parse_study(values, "twin")
+
+
+@pytest.fixture(scope="module")
+def questions(tiny_model: Path) -> pl.DataFrame:
+    study = twin(tiny_model)
+    file = ROOT / "site_configs" / "synthetic" / "synthetic-north.toml"
+    return site_questions(load_registry(read_registry_config(file)), study).train
+
+
+def test_the_twin_differs_in_size_alone(tiny_model: Path) -> None:
+    small, whole = twin(tiny_model).canonical()["grpo"], shipped("paper").canonical()["grpo"]
+    assert {key for key in whole if small[key] != whole[key]} == {
+        "max_prompt_tokens", "max_completion_tokens", "reference_every"
+    }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("optimizer", ["adamw", "paged_adamw_8bit"])
+def test_the_twin_takes_the_papers_steps(
+    tiny_model: Path, questions: pl.DataFrame, tmp_path: Path, optimizer: str
+) -> None:
+    """bfloat16, all parameters, cosine with warm-up, KL to a moving reference, 7 x 5 completions, one epoch."""
+    if optimizer == "paged_adamw_8bit":
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is an extra: pip install wardround[eight-bit]")
+    study = twin(tiny_model, optimizer=optimizer, learning_rate=1e-2)
+    assert questions["question_id"].is_unique().all()
+    assert questions.height == 40 == study.total_steps * study.grpo.prompts_per_step
+    policy = load_policy(study, tiny_model)
+    base = trainable_state(policy)
+    assert {t.dtype for t in base.values()} == {torch.bfloat16}
+    trainer = LocalTrainer(policy, study, questions, "synthetic-north")
+    assert trainer.trainer.num_iterations == 1  # on-policy: the ratio is 1, so nothing is clipped
+    asked = [row["prompt"] for step in range(study.total_steps) for row in trainer.batch(step)]
+    assert sorted(asked) == sorted(row["prompt"] for row in trainer.rows), "not one epoch"
+    result = trainer.run(0, study.total_steps, tmp_path)
+    assert len(result.rewards) == 8 and sum(result.informative) > 0
+    assert all(0 < told["tokens"] <= 6 for told in json.loads(json.dumps(by_step(result)))["signs"])
+    after = trainable_state(policy)
+    assert trainer.trainer.ref_model is not None
+    reference = dict(trainer.trainer.ref_model.named_parameters())
+    for name in base:
+        assert not torch.equal(after[name], base[name]) and torch.isfinite(after[name]).all()
+        assert not torch.equal(reference[name].cpu(), base[name]), "the reference did not move"
