@@ -27,11 +27,55 @@ Cache = Annotated[Path | None, typer.Option("--cache", help="Folder of built mod
 
 
 @app.command()
-def plan(study: StudyFile) -> None:
+def plan(
+    study: StudyFile,
+    gpu: Annotated[str, typer.Option(help="Also estimate memory and time on this GPU, such as a100-80gb.")] = "",
+    gpus: Annotated[int, typer.Option(min=1, help="How many of them train.")] = 1,
+    utilisation: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of the GPU's speed reached.")] = 0.4,
+    config: Annotated[Path | None, typer.Option(help="Folder of the base model's config.json.")] = None,
+) -> None:
     """Print the resolved study and its SHA-256, which sites approve. Nothing is run."""
     resolved = read_study(study)
     console.print(resolved.to_toml(), markup=False, soft_wrap=True)
     console.print(f"SHA-256 {resolved.hash}", soft_wrap=True)
+    if gpu:
+        print_needs(resolved, gpu, gpus, utilisation, config)
+
+
+def print_needs(study: Study, name: str, gpus: int, utilisation: float, config: Path | None) -> None:
+    """Estimates of memory, time and traffic.
+
+    Raises:
+        UserError: an unknown GPU, or a base model whose shape is not known.
+    """
+    from common.models.shape import read_config, shape_of
+    from server.plan import GPUS, SHARDINGS, load_of, memory, round_bytes, step_seconds
+
+    if name not in GPUS:
+        raise UserError(f"--gpu {name}: this GPU is not known.", f"Choose from {', '.join(GPUS)}.")
+    shape = shape_of(study, read_config(study, config))
+    by_sharding = [memory(study, shape, gpus, sharding) for sharding in SHARDINGS]
+    table = Table("GB on each GPU", *SHARDINGS, title=f"Memory, estimated: {gpus} x {name}, longest batch")
+    for part in by_sharding[0]:
+        table.add_row(part, *(f"{found[part] / 1e9:.1f}" for found in by_sharding))
+    table.add_row("fits", *("yes" if found["peak"] < 1e9 * GPUS[name].memory else "no" for found in by_sharding))
+    console.print(table)
+    load, seconds = load_of(study, gpus), step_seconds(study, shape, GPUS[name], gpus, utilisation)
+    step = sum(seconds.values())
+    lines = (
+        f"parameters  {shape.parameters:,}, trained {shape.trainable:,}",
+        f"tokens      {load.tokens(study.grpo.prompts_per_step):,} a step at most",
+        f"step        {step:.0f} s at most: generating {seconds['generating']:.0f} s, learning "
+        f"{seconds['learning']:.0f} s, at {100 * utilisation:.0f} % utilisation, without communication",
+        f"run         {step * study.total_steps / 86400:.1f} days for {study.total_steps:,} steps",
+        f"a round     {round_bytes(study, shape) / 1e9:.2f} GB to each site; back as much, or what update.steps leave",
+    )
+    for line in lines:
+        console.print(line, soft_wrap=True)
+    limit, longest = shape.model.config.max_position_embeddings, study.grpo.max_prompt_tokens
+    needed = longest + max(study.grpo.max_completion_tokens, study.evaluation.max_completion_tokens)
+    if needed > limit:
+        console.print(f"lengths     up to {needed:,} tokens, but the model has {limit:,} positions", soft_wrap=True)
 
 
 @app.command("codebook-diff")

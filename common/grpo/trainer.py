@@ -35,6 +35,9 @@ class PrefixTrainer(GRPOTrainer):
     def __init__(self, policy: Policy, route: PrefixRoute = "auto", **kwargs: Any) -> None:
         self.policy, self.route = policy, route
         self.generating_seconds = 0.0
+        self.parts: int = kwargs["args"].steps_per_generation
+        self.scored: list[dict[str, Tensor | None]] = []
+        """A step's groups with their advantages, in parts."""
         self.completion_ids: list[list[int]] = []
         """Tokens of the last completions, group by group."""
         self.sampled_before: list[list[int]] | None = None
@@ -69,12 +72,11 @@ class PrefixTrainer(GRPOTrainer):
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """TRL's, but for a step that is learned in parts: its groups stay whole, where TRL would shuffle rows."""
-        parts = self.args.steps_per_generation
-        if parts == 1:
+        if self.parts == 1:
             return super()._prepare_inputs(generation_batch)
-        if self._step % parts == 0:
-            self._buffered_inputs = split_tensor_dict(self._generate_and_score_completions(generation_batch), parts)
-        return self._buffered_inputs[self._step % parts]
+        if self._step % self.parts == 0:
+            self.scored = split_tensor_dict(self._generate_and_score_completions(generation_batch), self.parts)
+        return self.scored[self._step % self.parts]
 
     def sample_groups(self, prompts: list[str]) -> list[list[int]]:
         """Tokens of a group of completions for each of the distinct `prompts`, group by group."""
