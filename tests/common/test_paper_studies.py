@@ -10,11 +10,11 @@ import torch
 
 from common.grpo.local import LocalTrainer, by_step
 from common.models.policy import load_policy, trainable_state
-from common.questions.site_questions import site_questions
 from common.registry.config import read_registry_config
 from common.registry.registry import load_registry
 from common.registry.splits import split_patients
 from common.study import Study, parse_study, read_study
+from common.tasks.site_questions import site_questions
 
 ROOT = Path(__file__).parents[2]
 TABLE = {

@@ -32,14 +32,6 @@ def test_plan_prints_the_hash_that_sites_approve(study_file: Path, small_study: 
     assert "local_steps = 2" in done.stdout
 
 
-def test_plan_estimates_what_a_gpu_holds(study_file: Path) -> None:
-    done = wardround("plan", study_file, "--gpu", "a100-80gb", "--gpus", "2")
-    assert done.returncode == 0, done.stderr
-    assert "ZeRO-3" in done.stdout and "fits" in done.stdout and "days for 4 steps" in done.stdout
-    refused = wardround("plan", study_file, "--gpu", "abacus")
-    assert refused.returncode == 2 and "this GPU is not known" in refused.stderr
-
-
 def test_plan_imports_no_torch(study_file: Path) -> None:
     code = "import sys; sys.argv = ['wardround', 'plan', sys.argv[1]]\nfrom server.cli import app\n" \
            "app(standalone_mode=False)\nassert 'torch' not in sys.modules and 'flwr' not in sys.modules"  # fmt: skip

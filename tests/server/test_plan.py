@@ -18,6 +18,7 @@ from common.grpo.prefix import read_prompts
 from common.models.policy import load_policy, trainable_parameters
 from common.models.shape import read_config, shape_of
 from common.study import Study, read_study
+from server.cli import print_needs
 from server.plan import GPUS, Load, activations, cache, load_of, memory, step_seconds
 
 PAPER = Path(__file__).parents[2] / "studies" / "paper.toml"
@@ -122,6 +123,15 @@ def test_the_cache_is_as_large_as_planned(small_study: Callable[..., Study], tin
     measured = sum(keys.nbytes + values.nbytes for keys, values in prefix.layers)
     load = Load(groups=3, at_once=3, rows=2, prompt=30, completion=10)
     assert cache(study, shape_of(study, read_config(study, None)), load) == measured
+
+
+def test_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    print_needs(read_study(PAPER), "a100-80gb", 7, 0.4, None)
+    printed = capsys.readouterr().out
+    assert "ZeRO-3" in printed and "14,659,507,200" in printed and "days for 6,000 steps" in printed
+    assert "17,192 tokens, but the model has 16,384" in printed
+    with pytest.raises(UserError, match="this GPU is not known"):
+        print_needs(read_study(PAPER), "abacus", 1, 0.4, None)
 
 
 def test_sharding_divides_what_it_says(small_study: Callable[..., Study]) -> None:
