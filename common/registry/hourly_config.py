@@ -198,7 +198,8 @@ class Hourly(Strict):
         forecasts = []
         for variable in self.asked:
             what = f"{variable.name} ({variable.unit})" if variable.unit else variable.name
-            question = f"What will be the {RULES[variable.aggregate]} {what} measured {start} to {end} h from now?"
+            rule = RULES[variable.aggregate]
+            question = f"What will {what} be {start} to {end} h from now ({rule} of what is measured)?"
             forecasts.append({"column": at(variable, start), "question": question, "task": "forecast"})
         return [*forecasts, *({"column": x.column, "question": x.question} for x in self.labels)]
 

@@ -161,7 +161,7 @@ def test_windows_are_ordinary_features_of_one_variable(tmp_path: Path) -> None:
     ]
     asked = registry.outcomes[0]
     assert (asked.column, asked.task) == ("hr @+0h", "forecast")
-    assert asked.question == "What will be the mean Heart rate (/min) measured 0 to 2 h from now?"
+    assert asked.question == "What will Heart rate (/min) be 0 to 2 h from now (mean of what is measured)?"
 
 
 def test_a_stay_that_is_over_before_the_time_of_prediction_gives_no_record(tmp_path: Path) -> None:
