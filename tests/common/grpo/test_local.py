@@ -1,7 +1,10 @@
 """Local steps: exact continuation, determinism, and which questions are asked."""
 
+import multiprocessing
+import signal
 from collections import Counter
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.grpo.local import LocalResult, LocalTrainer, derive_seed, save_optimizer
 from common.grpo.optimizer import restore
+from common.grpo.reference import save_whole
 from common.models.policy import load_policy, load_trainable, trainable_state
 from common.study import Study
 
@@ -75,6 +79,59 @@ def test_going_on_with_a_new_trainer_changes_no_bit(
     # Both parts must have moved the model, and the optimiser's state must matter, or nothing was compared.
     assert not same(halfway, resumed)
     assert not same(train(study, tmp_path / "afresh", 2, 2, halfway, state_step=0)[0], resumed)
+
+
+def train_until_killed(study: Study, model: Path, asked: Path, folder: Path, parent: Connection) -> None:
+    """Three steps, their weights to the disk, and a second round that stands still after two of its steps."""
+    policy = load_policy(study, model)
+    trainer = LocalTrainer(policy, study, pl.read_parquet(asked), "somewhere")
+    trainer.run(0, 3, folder)
+    save_whole(trainable_state(policy), folder / "weights.safetensors")
+
+    def stand_still(step: int, reward: float) -> None:
+        if step == 4:
+            parent.send(step)
+            parent.recv()
+
+    trainer.run(3, 3, folder, on_step=stand_still)
+
+
+@pytest.mark.parametrize(
+    ("trainable", "settings"), [("all", {"beta": 0.5, "reference_every": 2}), ("lora", {"beta": 0.1})]
+)
+def test_after_kill_9_another_process_goes_on_without_a_bit_changed(
+    make_study: Callable[..., Study],
+    tiny_model: Path,
+    questions: pl.DataFrame,
+    train: Train,
+    tmp_path: Path,
+    trainable: str,
+    settings: dict[str, Any],
+) -> None:
+    study = make_study(trainable, **settings, schedule="cosine", warmup_ratio=0.2)
+    killed, unbroken, asked = tmp_path / "killed", tmp_path / "unbroken", tmp_path / "questions.parquet"
+    questions.write_parquet(asked)
+    # A server imports the libraries once for the processes of all cases.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["common.grpo.local"])
+    here, there = context.Pipe()
+    process = context.Process(target=train_until_killed, args=(study, tiny_model, asked, killed, there))
+    process.start()
+    there.close()
+    try:
+        assert here.poll(120) and here.recv() == 4
+    finally:
+        process.kill()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+    halfway = load_file(killed / "weights.safetensors")
+    resumed, _ = train(study, killed, 3, 3, halfway)
+    through, _ = train(study, unbroken, 0, 6)
+    assert same(through, resumed) and not same(halfway, resumed)
+    states = [path.name for path in unbroken.glob("*-6.safetensors")]
+    assert len(states) == (2 if study.grpo.reference_every else 1)
+    assert all(same(load_file(unbroken / name), load_file(killed / name)) for name in states)
 
 
 def test_the_route_of_a_prompt_changes_nothing_but_rounding(
