@@ -10,12 +10,10 @@ CPU time: with one thread that is the wall time of an idle machine.
 
 import argparse
 import json
-import multiprocessing
 import os
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig, GRPOTrainer
 
+from benchmarks._apart import apart
 from common.grpo.local import LocalTrainer
 from common.grpo.rewards import right_letter
 from common.models.policy import load_policy
@@ -204,12 +203,6 @@ def gradient_difference(model: Path, prompt: int, completion: int, group: int) -
         named = sorted(trainer.model.named_parameters())
         gradients.append(torch.cat([p.grad.flatten() for _, p in named if p.grad is not None]))
     return float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
-
-
-def apart(function: Callable[..., Any], *given: Any) -> Any:
-    """The function's result from a fresh copy of this process."""
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(function, given)
 
 
 def compare(ours: Step, trl: Step, prompt: int, group: int) -> Ratio:
