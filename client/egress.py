@@ -40,6 +40,8 @@ REFUSALS = {
     policy.SITE_CONFIGURATION: "this site's own configuration or data is at fault: see its error log",
     policy.INTERNAL: "the work failed at this site: see its error log",
     policy.BAD_CODEBOOK: "the codebook in the message is not whole, or not the one of this study at this site",
+    policy.JOB_OUT_OF_MEMORY: "local training ran out of memory at this site",
+    policy.JOB_ENDED: "local training ended at this site before it was done: see its job's log",
 }
 
 

@@ -13,6 +13,7 @@ from flwr.app import Context
 from client.egress import Door
 from client.policy import Policy
 from common.errors import UserError
+from common.launcher import Launcher
 from common.registry.config import RegistryConfig, read_registry_config, read_values
 from common.strict import Strict, checked
 
@@ -23,6 +24,8 @@ class Settings(Strict):
     models: dict[str, str] = {}
     """`model.base` of a study -> folder on this machine; the name itself is used where none is given."""
     policy: Policy = Policy()
+    launcher: Launcher | None = None
+    """The command that starts local training as a job of its own; in this process unless given."""
 
 
 @dataclass(frozen=True)

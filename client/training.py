@@ -9,6 +9,7 @@ Everything lasting is under the site's folder, since a new process may answer ea
     studies/HASH/pass_rates.parquet    of the base model, where the study drops questions by them
     studies/HASH/runs/RUN/             optimiser state, what is left over, last.json and the update that it tells of;
                                        steps-ROUND.json, rewards and signs of reward hacking by step, never leaves
+    studies/HASH/runs/RUN/job/         the training job's log and files, where the site has a launcher
 """
 
 import json
@@ -23,13 +24,22 @@ from safetensors.torch import load_file, save_file
 from client.disk import write
 from client.egress import Configured, Evaluated, Trained
 from client.messages import HASH, Task
-from client.policy import BAD_CODEBOOK, BAD_MODEL, BAD_REQUEST, NOT_CONFIGURED, Refusal
+from client.policy import (
+    BAD_CODEBOOK,
+    BAD_MODEL,
+    BAD_REQUEST,
+    JOB_ENDED,
+    JOB_OUT_OF_MEMORY,
+    NOT_CONFIGURED,
+    Refusal,
+)
 from client.site import Site
 from common.errors import UserError
 from common.evaluation.answering import answer
 from common.evaluation.probe import pass_rates
 from common.evaluation.scoring import right
-from common.grpo.local import LocalTrainer, by_step
+from common.grpo.launch import JobEnded, JobOutOfMemory, JobTrainer
+from common.grpo.local import LocalResult, LocalTrainer, by_step
 from common.models.policy import Policy, load_policy, load_trainable, trainable_state
 from common.questions.codebook import Codebook
 from common.questions.codebook_file import to_toml
@@ -178,8 +188,13 @@ class SiteStudy:
     def workbench(self) -> Workbench:
         return workbench(self.study, str(self.about()["model"]))
 
-    def trainer(self) -> LocalTrainer:
+    def trainer(self, folder: Path) -> LocalTrainer | JobTrainer:
+        """Args: `folder`: the run's."""
         bench, questions = self.workbench(), self.folder / "train.parquet"
+        launcher = self.site.settings.launcher
+        if launcher is not None:
+            model = str(self.about()["model"])
+            return JobTrainer(bench.policy, self.study, model, questions, self.site.name, launcher, folder / "job")
         if questions not in bench.trainers:
             trainer = LocalTrainer(bench.policy, self.study, pl.read_parquet(questions), self.site.name)
             bench.trainers[questions] = trainer
@@ -211,6 +226,21 @@ class SiteStudy:
         if not 1 <= task.round <= rounds.rounds or (task.first_step, task.steps) != (first, rounds.local_steps):
             raise Refusal(BAD_REQUEST)
 
+    def learn(self, task: Task, folder: Path, state_step: int) -> LocalResult:
+        """The local steps, from the weights in the policy.
+
+        Raises:
+            Refusal: JOB_OUT_OF_MEMORY or JOB_ENDED. Nothing of it is lost that the next try would need.
+        """
+        trainer, proximal = self.trainer(folder), self.study.rounds.proximal
+        state = folder / "state"
+        try:
+            return trainer.run(task.first_step, task.steps, state, state_step=state_step, proximal=proximal)
+        except JobOutOfMemory:
+            raise Refusal(JOB_OUT_OF_MEMORY) from None
+        except JobEnded:
+            raise Refusal(JOB_ENDED) from None
+
     def train(self, task: Task, model: State) -> Trained:
         """The local steps of a round, and the update they make.
 
@@ -227,8 +257,7 @@ class SiteStudy:
         about = self.about()
         policy = self.policy(model)
         state_step = goes_on_from(last, task)
-        trainer, proximal = self.trainer(), self.study.rounds.proximal
-        result = trainer.run(task.first_step, task.steps, folder / "state", state_step=state_step, proximal=proximal)
+        result = self.learn(task, folder, state_step)
         told = json.dumps(by_step(result))
         write(folder / f"steps-{task.round:04d}.json", lambda part: part.write_text(told))
         left = read_left_over(folder / "state", state_step)

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from common.errors import UserError
 from common.federation import Rounds, Update
+from common.launcher import Launcher
 from common.strict import Fraction, Positive, Strict, checked, read_toml
 
 PrefixRoute = Literal["auto", "expanded", "packed", "plain"]
@@ -250,6 +251,8 @@ class Simulation(Strict):
     """Folder of the sites' TOML files, relative to the study file: NAME.toml is the site called NAME."""
     workers: Positive | None = None
     """Processes, one torch thread each; one per core unless given."""
+    launcher: Launcher | None = None
+    """The command that starts training without federation as a job of its own (common/launcher.py)."""
 
 
 class Study(Strict):

@@ -17,6 +17,7 @@ import polars as pl
 
 from common.evaluation.answering import answer
 from common.evaluation.scoring import right
+from common.grpo.launch import JobTrainer
 from common.grpo.local import LocalResult, LocalTrainer, by_step
 from common.models.policy import Policy, load_policy, load_trainable, trainable_state
 from common.study import Study
@@ -86,16 +87,27 @@ def train_cohort(study: Study, model: Path, cohort: Cohort, store: RoundStore, l
     load_trainable(policy, checkpoint.model)
     together = study.grpo.prompts_per_step * len(cohort.train)
     pooled = study.model_copy(update={"grpo": study.grpo.model_copy(update={"prompts_per_step": together})})
-    trainer = LocalTrainer(policy, pooled, cohort.questions, cohort.stream)
+    trainer = trainer_of(pooled, policy, model, cohort, store.folder)
     for number in range(checkpoint.round + 1, study.rounds.rounds + 1):
         checkpoint = train_round(study, policy, trainer, cohort, checkpoint, store, log, number)
     return checkpoint
 
 
+def trainer_of(study: Study, policy: Policy, model: Path, cohort: Cohort, folder: Path) -> LocalTrainer | JobTrainer:
+    """In this process, or as a job where the study's `[simulation]` names a launcher."""
+    launcher = study.simulation.launcher
+    if launcher is None:
+        return LocalTrainer(policy, study, cohort.questions, cohort.stream)
+    job, questions = folder / "job", folder / "job" / "questions.parquet"
+    job.mkdir(parents=True, exist_ok=True)
+    cohort.questions.write_parquet(questions)
+    return JobTrainer(policy, study, str(model), questions, cohort.stream, launcher, job)
+
+
 def train_round(
     study: Study,
     policy: Policy,
-    trainer: LocalTrainer,
+    trainer: LocalTrainer | JobTrainer,
     cohort: Cohort,
     before: Checkpoint,
     store: RoundStore,

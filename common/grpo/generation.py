@@ -9,6 +9,7 @@ from transformers import DynamicCache, PreTrainedModel
 from common.grpo.attention import SharedKeys, reaches_back_whole, share_prefix
 from common.grpo.head import head
 from common.grpo.prefix import Prefix, causal_model, expand, left_pad, read_prompts
+from common.grpo.ranks import Draws
 from common.study import PrefixRoute
 
 COPIES_AT_MOST = 16 * 2**20
@@ -84,14 +85,14 @@ def shares_keys(model: PreTrainedModel, prefix: Prefix, group: int, max_tokens: 
     return kept * group * (width + max_tokens) // width > COPIES_AT_MOST
 
 
-def draw(logits: Tensor, temperature: float) -> Tensor:
+def draw(logits: Tensor, temperature: float, draws: Draws) -> Tensor:
     """A token `[R]` from each row of `logits [R, V]`; the likeliest at temperature 0."""
     if temperature == 0:
         return logits.argmax(-1)
     # One uniform number a row through the cumulative distribution: torch.multinomial draws one a token of the
     # vocabulary.
     total = (logits / temperature).softmax(-1).cumsum(-1)
-    point = torch.rand(len(total), 1, device=logits.device) * total[:, -1:]
+    point = draws(len(total), logits.device) * total[:, -1:]
     return torch.searchsorted(total, point, right=True).squeeze(-1).clamp(max=total.shape[-1] - 1)
 
 
@@ -108,8 +109,9 @@ def sample(
 ) -> list[list[int]]:
     """`group` completions of each prompt; temperature 0 takes the likeliest token.
 
-    Draws come from torch's global generator, so a caller seeds it. `route` is the study's: `packed` shares the
-    prompts' keys and values, `expanded` and `plain` copy them for each row, `plain` computes them for each.
+    Draws come from torch's global generator, so a caller seeds it, alike in all processes that train together. `route`
+    is the study's: `packed` shares the prompts' keys and values, `expanded` and `plain` copy them for each row, `plain`
+    computes them for each.
 
     Returns:
         `len(prompts) * group` completions, a prompt's together, the end token included where one was drawn.
@@ -127,9 +129,10 @@ def sample(
     hidden = prefix.hidden[rows]
     ends = torch.tensor(eos, device=device)
     alive = torch.arange(len(rows), device=device)
+    draws = Draws(max_tokens)
     out: list[list[int]] = [[] for _ in rows]
     for step in range(max_tokens):
-        token = draw(head(inner, hidden), temperature)
+        token = draw(head(inner, hidden), temperature, draws)
         for row, value in zip(alive.tolist(), token.tolist(), strict=True):
             out[row].append(value)
         keep = (~torch.isin(token, ends)).nonzero().squeeze(-1)
@@ -139,4 +142,5 @@ def sample(
             alive, token = alive[keep], token[keep]
             decoding.keep(keep)
         hidden = decoding.step(inner, token)
+    draws.finish(device)
     return out

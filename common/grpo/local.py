@@ -19,6 +19,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch import Tensor, distributed, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 from trl import GRPOConfig
@@ -26,18 +27,15 @@ from trl import GRPOConfig
 from common.errors import UserError
 from common.grpo.dynamic_sampling import replace_agreeing
 from common.grpo.hacking import Signs, signs
-from common.grpo.master import MasterWeights
-from common.grpo.optimizer import make_optimizer, restore, state_tensors
 from common.grpo.prefix import causal_model
-from common.grpo.proximal import add_pull, anchor
+from common.grpo.ranks import everyones, groups_per_rank, my_share, rank, world
 from common.grpo.reference import MovingReference, save_whole
 from common.grpo.rewards import letters_of, reward_terms
+from common.grpo.stepping import OwnSteps
 from common.grpo.trainer import PrefixTrainer
-from common.models.policy import Policy, trainable_parameters
+from common.grpo.zero import ZeroSteps
+from common.models.policy import Policy, trainable_parameters, trainable_state
 from common.study import Study
-
-RESIDUAL = "residual/"
-"""What the name of a master's residual begins with in the file of the optimiser's state."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +102,11 @@ class LocalTrainer:
             )
         self.rewards = reward_terms(grpo.rewards, grpo.max_completion_tokens)
         self.parts = grpo.prompts_per_step // (grpo.groups_at_once or grpo.prompts_per_step)
+        if distributed.is_initialized() and (self.parts > 1 or grpo.dynamic_sampling):
+            raise UserError(
+                "Several processes take their groups of a step at once, and replace none.",
+                "Train in one process, or without grpo.groups_at_once and grpo.dynamic_sampling.",
+            )
         self.trainer = self._build()
         self._orders: dict[int, np.ndarray] = {}
         # TRL patches the model's forward. The method works on the layers below it, so the patch is taken off
@@ -116,13 +119,14 @@ class LocalTrainer:
         args = GRPOConfig(
             # TRL makes this folder at once; nothing is ever saved there.
             output_dir=str(Path(tempfile.gettempdir()) / "wardround-trainer"),
-            per_device_train_batch_size=grpo.prompts_per_step * grpo.group_size // self.parts,
+            per_device_train_batch_size=groups_per_rank(grpo.prompts_per_step) * grpo.group_size // self.parts,
             gradient_accumulation_steps=self.parts,
             steps_per_generation=self.parts,
             num_generations=grpo.group_size,
             max_completion_length=grpo.max_completion_tokens,
             temperature=grpo.temperature,
-            loss_type=grpo.loss_type,
+            # With one batch a step they are the same mean, and TRL takes dapo's over all processes.
+            loss_type="dapo" if grpo.loss_type == "bnpo" and world() > 1 else grpo.loss_type,
             scale_rewards=grpo.scale_rewards,
             reward_weights=[weight for _, weight in self.rewards],
             beta=grpo.beta,
@@ -134,7 +138,8 @@ class LocalTrainer:
             report_to="none",
             save_strategy="no",
             disable_tqdm=True,
-            use_cpu=not torch.cuda.is_available(),
+            use_cpu=not torch.cuda.is_available() and not distributed.is_initialized(),
+            accelerator_config={"use_configured_state": distributed.is_initialized()},
             seed=derive_seed(self.study.seed) % 2**31,
         )
         trainer = PrefixTrainer(
@@ -199,14 +204,34 @@ class LocalTrainer:
             self._orders.pop(epoch - 2, None)
         return self._orders[epoch]
 
-    def _schedule(self, optimizer: torch.optim.Optimizer) -> Callable[[int], float]:
+    def _schedule(self) -> Callable[[int], float]:
         """Share of the learning rate at each step of the whole run."""
         grpo = self.study.grpo
+        # Only the curve is wanted, but it is made for an optimiser.
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
         name = "constant_with_warmup" if grpo.schedule == "constant" else grpo.schedule
         warmup = round(grpo.warmup_ratio * self.total_steps)
         schedule = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=self.total_steps)
         assert isinstance(schedule, LambdaLR)
         return schedule.lr_lambdas[0]
+
+    def _stepping(self, kept: dict[str, Tensor], proximal: float) -> OwnSteps | ZeroSteps:
+        """Our own optimiser, or DeepSpeed's where the processes were started for it."""
+        parameters, grpo = trainable_parameters(self.policy), self.study.grpo
+        if not self.trainer.is_deepspeed_enabled:
+            return OwnSteps(parameters, grpo, kept, proximal)
+        if proximal or grpo.reference_every or grpo.optimizer != "adamw":
+            raise UserError(
+                "Under DeepSpeed there is AdamW alone, without the pull of rounds.proximal or a moving reference.",
+                "Remove {zero2} or {zero3} from the launcher.",
+            )
+        self.trainer.zero = ZeroSteps(self.trainer.accelerator, self.trainer.scorer(), parameters, grpo, kept)
+        return self.trainer.zero
+
+    def trained(self) -> dict[str, Tensor]:
+        """The trained tensors after `run`, whole, on the CPU. All processes call it together."""
+        zero = self.trainer.zero
+        return trainable_state(self.policy) if zero is None else zero.trained()
 
     def run(
         self,
@@ -232,7 +257,6 @@ class LocalTrainer:
         """
         grpo = self.study.grpo
         model, trainer = self.policy.model, self.trainer
-        parameters = trainable_parameters(self.policy)
         before = first_step if state_step is None else state_step
         reference = None
         if grpo.reference_every:
@@ -240,14 +264,8 @@ class LocalTrainer:
             reference = MovingReference(trainer.ref_model, model, grpo, state_dir)
             reference.start(before)
         kept = load_file(state_dir / f"optimizer-{before}.safetensors") if before else {}
-        residual = {n.removeprefix(RESIDUAL): t for n, t in kept.items() if n.startswith(RESIDUAL)}
-        masters = MasterWeights(parameters, residual)
-        stepped = masters.stepped
-        toward = anchor(parameters) if proximal else {}
-        optimizer = make_optimizer(stepped.values(), grpo)
-        if before:
-            restore(optimizer, list(stepped), kept)
-        share = self._schedule(optimizer)
+        stepping = self._stepping(kept, proximal)
+        share = self._schedule()
         trainer.generating_seconds = 0.0
         trainer._step = 0
         rewards, informative, told = [], [], []
@@ -257,22 +275,16 @@ class LocalTrainer:
             torch.manual_seed(derive_seed(self.study.seed, self.stream, "step", step))
             questions = self.informative_batch(step) if grpo.dynamic_sampling else self.batch(step)
             rows = [row for row in questions for _ in range(grpo.group_size)]
-            optimizer.param_groups[0]["lr"] = grpo.learning_rate * share(step)
+            stepping.set_rate(grpo.learning_rate * share(step))
             for _ in range(self.parts):
-                trainer.training_step(model, rows, None)
-            masters.take_gradients()
-            if proximal:
-                add_pull(stepped, toward, proximal)
-            torch.nn.utils.clip_grad_norm_(stepped.values(), grpo.max_grad_norm)
-            optimizer.step()
-            masters.put_back()
-            optimizer.zero_grad(set_to_none=True)
+                trainer.training_step(model, my_share(rows), None)
+            stepping.step()
             if reference:
                 reference.after(step)
             metrics = trainer._metrics["train"]
             rewards.append(metrics["reward"][-1])
             informative.append(1.0 - metrics["frac_reward_zero_std"][-1])
-            sampled = trainer.completion_ids
+            sampled = everyones(trainer.completion_ids)
             told.append(signs(self.texts(sampled), sampled, [row["letter"] for row in rows]))
             if on_step:
                 on_step(step, rewards[-1])
@@ -280,12 +292,14 @@ class LocalTrainer:
         trainer._metrics["train"].clear()
         seconds = time.perf_counter() - start
         end = first_step + steps
-        save_optimizer(optimizer, list(stepped), masters.residual(), state_dir / f"optimizer-{end}.safetensors")
-        if reference:
-            reference.save(end)
-        for old in (*state_dir.glob("optimizer-*.safetensors"), *state_dir.glob("reference-*.safetensors")):
-            if int(old.stem.split("-")[1]) not in (before, end):
-                old.unlink()
+        tensors = stepping.state()
+        if rank() == 0:
+            save_whole(tensors, state_dir / f"optimizer-{end}.safetensors")
+            if reference:
+                reference.save(end)
+            for old in (*state_dir.glob("optimizer-*.safetensors"), *state_dir.glob("reference-*.safetensors")):
+                if int(old.stem.split("-")[1]) not in (before, end):
+                    old.unlink()
         return LocalResult(
             first_step,
             steps,
@@ -294,11 +308,3 @@ class LocalTrainer:
             informative,
             told,
         )
-
-
-def save_optimizer(
-    optimizer: torch.optim.Optimizer, names: list[str], residual: dict[str, torch.Tensor], path: Path
-) -> None:
-    """Write the optimiser's moments and step counts and the masters' residual, atomically."""
-    left = {f"{RESIDUAL}{name}": value.cpu().contiguous() for name, value in residual.items()}
-    save_whole(left | state_tensors(optimizer, names), path)

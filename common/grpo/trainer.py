@@ -6,6 +6,7 @@ Losses, advantages, KL and metrics stay TRL's. Two seams are used: `rollout_func
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
 from common.grpo.generation import sample
-from common.grpo.logps import completion_logps
+from common.grpo.zero import Scorer, ZeroSteps
 from common.models.policy import Policy
 from common.study import PrefixRoute
 
@@ -35,6 +36,8 @@ class PrefixTrainer(GRPOTrainer):
     def __init__(self, policy: Policy, route: PrefixRoute = "auto", **kwargs: Any) -> None:
         self.policy, self.route = policy, route
         self.generating_seconds = 0.0
+        self.zero: ZeroSteps | None = None
+        """Where DeepSpeed shares the model out, from the first step on."""
         self.parts: int = kwargs["args"].steps_per_generation
         self.scored: list[dict[str, Tensor | None]] = []
         """A step's groups with their advantages, in parts."""
@@ -48,6 +51,9 @@ class PrefixTrainer(GRPOTrainer):
             processing_class=policy.tokenizer,
             **kwargs,
         )
+
+    def scorer(self) -> Scorer:
+        return Scorer(self.policy.model, self.temperature, self.route)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -63,8 +69,11 @@ class PrefixTrainer(GRPOTrainer):
         """Per-token log-probabilities `[B, C]` and entropies `[B, C]` of the completions (TRL's contract)."""
         assert not compute_aux_loss and all(value is None for value in images.values())
         size = batch_size or len(input_ids)
+        score: nn.Module = Scorer(self.accelerator.unwrap_model(model), self.temperature, self.route)
+        if self.zero is not None and model is self.policy.model:
+            score = self.zero.engine
         parts = [
-            completion_logps(model, ids, mask, logits_to_keep, self.temperature, self.route)
+            score(ids, mask, logits_to_keep)
             for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True)
         ]
         logps, entropies = (torch.cat(rows) for rows in zip(*parts, strict=True))
@@ -84,7 +93,8 @@ class PrefixTrainer(GRPOTrainer):
         assert group is not None and longest is not None
         start = time.perf_counter()
         ids = policy.encode(prompts)
-        sampled = sample(policy.model, ids, group, longest, self.temperature, policy.eos, policy.pad, self.route)
+        with self.zero.whole() if self.zero is not None else nullcontext():
+            sampled = sample(policy.model, ids, group, longest, self.temperature, policy.eos, policy.pad, self.route)
         self.generating_seconds += time.perf_counter() - start
         return sampled
 

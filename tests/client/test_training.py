@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from client.egress import REFUSALS
 from client.messages import Task
-from client.policy import BAD_MODEL, BAD_REQUEST, NOT_CONFIGURED, Policy, Refusal
+from client.policy import BAD_MODEL, BAD_REQUEST, JOB_ENDED, JOB_OUT_OF_MEMORY, NOT_CONFIGURED, Policy, Refusal
 from client.site import Settings, Site
 from client.training import SiteStudy
 from common.models.policy import load_policy, trainable_state
@@ -144,3 +145,35 @@ def test_what_an_update_does_not_say_is_kept_once_for_the_next(at_site: SiteStud
     fresh.configure(None, None)
     fresh.train(task(1), model)
     assert same(fresh.train(task(2), model).update, second.update)
+
+
+LAUNCHER = "{python} -m common.grpo.job {folder}"
+
+
+def with_launcher(at_site: SiteStudy, folder: Path, launcher: str) -> SiteStudy:
+    settings = at_site.site.settings.model_copy(update={"launcher": launcher})
+    return SiteStudy(Site(at_site.site.registry, settings, folder), at_site.study)
+
+
+@pytest.mark.slow
+def test_a_job_of_its_own_sends_the_same_bits(at_site: SiteStudy, model: State, tmp_path: Path) -> None:
+    apart = with_launcher(at_site, tmp_path / "apart", LAUNCHER)
+    for site in (at_site, apart):
+        site.configure(None, None)
+    for number in (1, 2):
+        here, there = at_site.train(task(number), model), apart.train(task(number), model)
+        assert same(here.update, there.update)
+        assert (here.reward, here.informative) == (there.reward, there.informative)
+    job = apart.folder / "runs" / "run" / "job"
+    assert not list(job.glob("*.safetensors")), "models of past rounds stay on no disk"
+
+
+def test_how_a_job_ended_leaves_as_a_code(at_site: SiteStudy, model: State, tmp_path: Path) -> None:
+    at_site.configure(None, None)
+    for code, ends in ((JOB_ENDED, "exit 1"), (JOB_OUT_OF_MEMORY, "echo 3 > failed; exit 1")):
+        other = with_launcher(at_site, tmp_path, f"sh -c '{ends}' {{folder}}")
+        with pytest.raises(Refusal) as refused:
+            other.train(task(1), model)
+        assert refused.value.code == code and code in REFUSALS
+    # The next try starts from what the first would have.
+    assert any(bool(tensor.any()) for tensor in at_site.train(task(1), model).update.values())

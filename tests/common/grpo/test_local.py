@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from common.errors import UserError
-from common.grpo.local import LocalResult, LocalTrainer, derive_seed, save_optimizer
-from common.grpo.optimizer import restore
+from common.grpo.local import LocalResult, LocalTrainer, derive_seed
+from common.grpo.optimizer import restore, state_tensors
 from common.grpo.reference import save_whole
 from common.models.policy import load_policy, load_trainable, trainable_state
 from common.study import Study
@@ -321,7 +321,7 @@ def test_optimizer_state_comes_back_where_the_parameters_are(tmp_path: Path) -> 
         (weight**2).sum().backward()
         before.step()
         before.zero_grad()
-    save_optimizer(before, ["weight"], {}, tmp_path / "optimizer-3.safetensors")
+    save_whole(state_tensors(before, ["weight"]), tmp_path / "optimizer-3.safetensors")
     here, elsewhere = torch.nn.Parameter(weight.detach().clone()), torch.nn.Parameter(weight.detach().to("meta"))
     for parameter in (here, elsewhere):
         after = torch.optim.AdamW([parameter], lr=0.1)

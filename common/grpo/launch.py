@@ -1,0 +1,128 @@
+"""Starts local training as a job (common/grpo/job.py) and reads what became of it."""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import common
+from common.errors import UserError
+from common.grpo.hacking import Signs
+from common.grpo.job import FAILED, JOB, MISTAKE, MODEL, OUT_OF_MEMORY, RESULT, TRAINED, Job
+from common.grpo.local import LocalResult
+from common.launcher import command
+from common.models.policy import Policy, load_trainable, trainable_state
+from common.processes import Process
+from common.study import Study
+
+LOG = "log"
+WAKE_S = 60.0
+
+
+class JobOutOfMemory(Exception):
+    """The job's memory, or its device's, did not suffice."""
+
+
+class JobEnded(Exception):
+    """The job ended without a result: it crashed, or was killed."""
+
+
+def environment() -> dict[str, str]:
+    """The job runs the very code that runs here, with as many threads, so that it computes the same bits."""
+    code = str(Path(str(common.__file__)).parents[1])
+    path = os.pathsep.join([code, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+def run_job(launcher: str, folder: Path, job: Job, model: dict[str, Tensor]) -> tuple[dict[str, Tensor], LocalResult]:
+    """Train in a process of its own and wait for it; its output is appended to `folder/log`.
+
+    Args:
+        folder: the job's own; what lies there of an earlier start is overwritten.
+        model: the round's trainable tensors.
+
+    Returns:
+        the trained tensors and what the training was like.
+
+    Raises:
+        UserError: the launcher's program is not there, or the job says that its user made a mistake.
+        JobOutOfMemory, JobEnded: the node that started it lives on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (RESULT, FAILED):
+        (folder / name).unlink(missing_ok=True)
+    (folder / JOB).write_text(job.model_dump_json(exclude_none=True), encoding="utf-8")
+    save_file(model, folder / MODEL)
+    words = command(launcher, folder)
+    variables = environment()
+    if shutil.which(words[0], path=variables.get("PATH")) is None:
+        raise UserError(f"launcher: there is no program {words[0]}.", "Give its whole path.")
+    with Process(words, folder / LOG, variables, folder) as process:
+        while (status := process.wait(WAKE_S)) is None:
+            pass
+    if (folder / RESULT).exists():
+        trained = load_file(folder / TRAINED)
+        for name in (MODEL, TRAINED):
+            (folder / name).unlink()
+        told = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        return trained, LocalResult(**{**told, "signs": [Signs(**signs) for signs in told["signs"]]})
+    code = int((folder / FAILED).read_text(encoding="utf-8")) if (folder / FAILED).exists() else status
+    if code == MISTAKE:
+        raise UserError(f"{folder}: the training job cannot work as it is set up.", f"See the end of {folder / LOG}.")
+    if code == OUT_OF_MEMORY:
+        raise JobOutOfMemory(f"see {folder / LOG}")
+    raise JobEnded(f"exit status {status}; see {folder / LOG}")
+
+
+@dataclass(frozen=True)
+class JobTrainer:
+    """What `LocalTrainer` does, as a job: from the weights in the policy, where the trained ones are put.
+
+    Args:
+        model: folder or hub name of the base model; questions: Parquet file of a question frame.
+        stream: see `LocalTrainer`; folder: the job's.
+    """
+
+    policy: Policy
+    study: Study
+    model: str
+    questions: Path
+    stream: str
+    launcher: str
+    folder: Path
+
+    def run(
+        self,
+        first_step: int,
+        steps: int,
+        state_dir: Path,
+        state_step: int | None = None,
+        proximal: float = 0.0,
+    ) -> LocalResult:
+        """See `LocalTrainer.run`; raises what `run_job` does."""
+        job = Job(
+            study=self.study,
+            model=self.model,
+            questions=str(self.questions.absolute()),
+            stream=self.stream,
+            first_step=first_step,
+            steps=steps,
+            state_step=first_step if state_step is None else state_step,
+            state_dir=str(state_dir.absolute()),
+            proximal=proximal,
+        )
+        device = next(self.policy.model.parameters()).device
+        # The job needs the whole of a GPU.
+        self.policy.model.to("cpu")
+        torch.cuda.empty_cache()
+        try:
+            trained, result = run_job(self.launcher, self.folder.absolute(), job, trainable_state(self.policy))
+        finally:
+            self.policy.model.to(device)
+        load_trainable(self.policy, trained)
+        return result
