@@ -7,7 +7,7 @@
 ours, and its seconds are scaled by the number of questions. The codebook is fitted before either starts.
 `codebook_ratio`: a `strict` codebook with all pairs' mutual information, against scikit-learn's estimator in a loop
 over pairs, on pairs drawn at random and scaled by the number of pairs.
-Memory is the peak of a child process that builds all questions of a table into a Parquet file.
+Memory is the peak of a child process that reads a table from CSV and builds all of its questions into Parquet files.
 """
 
 import argparse
@@ -32,15 +32,20 @@ from common.questions.building import build_counted
 from common.questions.codebook import Codebook, binned_pairs, fit_codebook, fit_column, shortcuts
 from common.questions.paper_codebook import fit_recorded
 from common.questions.rendering import value_columns
-from common.questions.streaming import slices, write_questions
+from common.questions.streaming import slices
+from common.registry.config import RegistryConfig, Table
 from common.registry.registry import Registry
-from common.study import Questions
+from common.registry.stored import stored_registry
+from common.study import Questions, Sites, Study
+from common.tasks.site_questions import write_site_questions
 
 SEED = 1
 PLAIN_PATIENTS = 24
 PLAIN_PARTS = 6
 PAIRS = 60
 MEMORY_COLUMNS = 20
+MEMORY_CODEBOOK = 10_000
+"""Below the smallest table, so that all three fit their codebooks to as many patients."""
 SLICE = 500
 
 
@@ -174,22 +179,22 @@ def time_pairs(filled: list[tuple[np.ndarray, bool]], pairs: list[np.ndarray]) -
 
 
 def measure_memory(patients: int) -> int:
-    """Peak resident MB of a child that reads a table and writes all of its questions."""
+    """Peak resident MB of a child that reads a CSV table and writes all of its questions."""
     with tempfile.TemporaryDirectory() as folder:
-        mixed_registry(patients, MEMORY_COLUMNS, SEED).frame.write_parquet(Path(folder) / "table.parquet")
+        mixed_registry(patients, MEMORY_COLUMNS, SEED).frame.write_csv(Path(folder) / "table.csv")
         command = [sys.executable, "-m", "benchmarks.questions", "--child", folder]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def write_in_child(folder: Path) -> None:
-    frame = pl.read_parquet(folder / "table.parquet")
+    """As `wardround-site questions --out` does, of a study that asks for every value."""
     features = mixed_registry(1000, MEMORY_COLUMNS, SEED).features
-    registry, spec = Registry("benchmark", features, frame), Questions()
-    codebook = Codebook({f.column: fit_column(frame[f.column], f) for f in features}, {}, spec.mi_threshold)
-    parts = (
-        build_counted(part, part.frame["patient"], codebook, spec, SEED, None).questions for part in slices(registry)
-    )
-    write_questions(parts, folder / "questions.parquet")
+    table = Table(source="csv", path=str(folder / "table.csv"))
+    config = RegistryConfig(site="benchmark", patient="patient", table=table, features=features)
+    questions = Questions(per_patient=MEMORY_COLUMNS, codebook_patients=MEMORY_CODEBOOK)
+    study = Study(name="memory", sites=Sites(train=("benchmark",), public=("public",)), questions=questions)
+    with stored_registry(config, folder) as registry:
+        write_site_questions(registry, study, folder / "questions")
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 

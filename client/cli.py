@@ -156,18 +156,22 @@ def questions(
     from client.checking import own_study, training_questions
     from common.questions.codebook_file import given_codebook
     from common.registry.registry import load_registry
+    from common.registry.stored import stored_registry
     from common.tasks.site_questions import write_site_questions
 
     site = site_in(config, None)
-    registry = load_registry(site.registry)
-    resolved = read_study(study) if study else own_study(registry)
-    given = given_codebook(resolved.questions)
     if out is not None:
-        for name, count in write_site_questions(registry, resolved, out, given).items():
+        with stored_registry(site.registry, out) as stored:
+            resolved = read_study(study) if study else own_study(stored.about)
+            written = write_site_questions(stored, resolved, out, given_codebook(resolved.questions))
+        for name, count in written.items():
             console.print(f"{name:<22}{count}")
         console.print("These files hold patients' values: they are for this site alone.")
         return
-    tell_examples(training_questions(registry, resolved, given), resolved, number)
+    registry = load_registry(site.registry)
+    resolved = read_study(study) if study else own_study(registry)
+    asked = training_questions(registry, resolved, given_codebook(resolved.questions))
+    tell_examples(asked, resolved, number)
 
 
 @app.command()

@@ -44,7 +44,7 @@ from common.models.policy import Policy, load_policy, load_trainable, trainable_
 from common.questions.codebook import Codebook
 from common.questions.codebook_file import to_toml
 from common.questions.curriculum import worth_asking
-from common.registry.registry import load_registry
+from common.registry.stored import stored_registry
 from common.study import Study
 from common.tasks.site_questions import site_questions
 from common.update.chain import chain, encode
@@ -131,7 +131,8 @@ class SiteStudy:
         place = str(model) if model is not None else self.site.settings.models.get(base, base)
         about = self.folder / "study.json"
         if not about.exists():
-            questions = site_questions(load_registry(self.site.registry), self.study, codebook)
+            with stored_registry(self.site.registry, self.folder) as registry:
+                questions = site_questions(registry, self.study, codebook)
             train = self.worth_asking(questions.train, place)
             write(self.folder / "train.parquet", train.write_parquet)
             write(self.folder / "validation.parquet", questions.validation.write_parquet)

@@ -70,6 +70,9 @@ class Questions(Strict):
     """Of a codebook file: the hash that stands in it. Filled in when the study is read; the path is no part of the
     study's hash, this is."""
 
+    codebook_patients: Positive = 100_000
+    """A site fits its own codebook to so many training patients at most, drawn by a hash; `paper` to all of them."""
+
     @property
     def codebook_file(self) -> Path | None:
         return None if self.codebook in CODEBOOK_ORIGINS else Path(self.codebook)

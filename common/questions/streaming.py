@@ -1,7 +1,6 @@
 """Questions of more patients than fit in memory: a slice of patients at a time, each a row group of one Parquet file.
 
-A registry of 100 columns takes about 1 kB a patient in memory, its questions about 200 kB. So the registry is held
-and its questions are not.
+A registry of 100 columns takes about 1 kB a patient, its questions about 200 kB.
 """
 
 import os
@@ -10,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.disk import named_disk_faults
 from common.questions.building import SCHEMA
 from common.registry.registry import PATIENT, Registry
+from common.registry.stored import to_arrow
 
 PATIENTS = 500
 """Of a slice. All questions of 500 patients with 100 columns are about 100 MB of text."""
@@ -53,7 +52,3 @@ def write_questions(parts: Iterable[pl.DataFrame], path: Path) -> int:
                 written += part.height
         os.replace(partial, path)
     return written
-
-
-def to_arrow(questions: pl.DataFrame) -> pa.Table:
-    return questions.to_arrow(compat_level=pl.CompatLevel.oldest())

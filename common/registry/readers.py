@@ -5,6 +5,8 @@ file counted from 1. What a column means (number, date, category) is decided lat
 dictionary and not by what a file format happens to say, so "1", 1 and 1.0 are one value everywhere.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
@@ -71,26 +73,41 @@ def first_bytes(path: Path, get: str) -> bytes:
 
 
 def read_parquet(path: Path) -> pl.LazyFrame:
+    rows = pl.scan_parquet(path)
     try:
-        frame = pl.scan_parquet(path).collect()
+        schema = rows.collect_schema()
     except pl.exceptions.DuplicateError:
         raise UserError(f"{path}: a column stands twice.", "Rename or remove one of the two.") from None
     except (pl.exceptions.ComputeError, pl.exceptions.InvalidOperationError):
         raise UserError(
             f"{path}: not a Parquet file, or a damaged one.", "Export the table again, or correct table.source."
         ) from None
-    return as_strings(frame, str(path)).lazy()
+    return texts(rows, schema, str(path))
+
+
+@contextmanager
+def named_parse_faults(source: str) -> Iterator[None]:
+    """Around what reads the rows of a lazy table. Polars quotes the offending cell, so its message goes no further."""
+    try:
+        yield
+    except pl.exceptions.ComputeError:
+        raise UserError(f"{source}: not parseable.", "Export the table again.") from None
 
 
 def as_strings(frame: pl.DataFrame, source: str) -> pl.DataFrame:
+    """`texts` of a table in memory."""
+    return texts(frame.lazy(), frame.schema, source).collect()
+
+
+def texts(rows: pl.LazyFrame, schema: pl.Schema, source: str) -> pl.LazyFrame:
     """A typed table as the readers hand it on: every column text, whole floats without their ".0", NaN null.
 
     Raises:
         UserError: a faulty header, or a column of lists or other nested values.
     """
-    check_header(source, frame.columns)
+    check_header(source, schema.names())
     columns = []
-    for name, dtype in frame.schema.items():
+    for name, dtype in schema.items():
         column = pl.col(name)
         if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
             raise UserError(
@@ -107,4 +124,4 @@ def as_strings(frame: pl.DataFrame, source: str) -> pl.DataFrame:
             columns.append(pl.when(column.is_nan()).then(None).otherwise(text).alias(name))
         else:
             columns.append(column.cast(pl.String))
-    return frame.select(columns).with_row_index(ROW, offset=1).with_columns(pl.col(ROW).cast(pl.String))
+    return rows.select(columns).with_row_index(ROW, offset=1).with_columns(pl.col(ROW).cast(pl.String))

@@ -1,7 +1,7 @@
 """A site's registry in memory: from the declared table to one tidy frame with typed columns."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from common.registry.cleaning.declared import Clean
 from common.registry.cleaning.parse import parse
 from common.registry.config import Feature, Outcome, RegistryConfig
 from common.registry.hourly import event_records, hourly_records
-from common.registry.readers import as_strings, read_table
+from common.registry.readers import as_strings, named_parse_faults, read_table
 from common.registry.splits import declared_sides
 from common.registry.synthetic import generate
 from common.registry.translation import check_translated, translate_cells, translate_headers
@@ -53,6 +53,24 @@ class Registry:
     outcomes: tuple[Outcome, ...] = ()
     sides: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def about(self) -> "Registry":
+        """As `StoredRegistry.about` (stored.py)."""
+        return self
+
+    @property
+    def patients(self) -> list[str]:
+        """Sorted, each once."""
+        return self.frame[PATIENT].unique().sort().to_list()
+
+    def of(self, patients: Collection[str]) -> "Registry":
+        """The rows of these patients."""
+        return replace(self, frame=self.frame.filter(pl.col(PATIENT).is_in(list(patients))))
+
+    def parts(self) -> Iterator["Registry"]:
+        """As `StoredRegistry.parts` (stored.py): what is in memory is one part."""
+        yield self
+
 
 def load_registry(config: RegistryConfig) -> Registry:
     """Read, filter, parse and check the table that a site declares.
@@ -63,6 +81,25 @@ def load_registry(config: RegistryConfig) -> Registry:
             fewer than two features can be used; a
             patient is on both sides of a declared split.
     """
+    lazy, source = declared_rows(config)
+    with named_parse_faults(source):
+        rows = lazy.collect()
+    check_rows(rows.get_column, config, source)
+    columns = [parse(rows[f.column], f, source, config.words).alias(f.column) for f in config.features]
+    left_out = [x for f, c in zip(config.features, columns, strict=True) if (x := unusable(f, c)) is not None]
+    registry = described(pl.DataFrame([rows[PATIENT], *columns]), left_out, config, source)
+    return replace(registry, sides=sides_in(rows.get_column, config, source))
+
+
+def declared_rows(config: RegistryConfig) -> tuple[pl.LazyFrame, str]:
+    """The rows of this site, not yet read: `patient` and the declared columns as text, missing values null.
+
+    Returns:
+        the rows, and what messages call the table.
+
+    Raises:
+        UserError: the source is missing or faulty, or lacks a declared column.
+    """
     if config.synthetic is not None:
         source = f"site {config.site}"
         lazy = as_strings(generate(config.synthetic, config.site), source).lazy()
@@ -70,23 +107,42 @@ def load_registry(config: RegistryConfig) -> Registry:
         source = config.table.place
         lazy = read_source(config, source)
     require_columns(lazy, config, source)
-    rows = clean(lazy, config, source)
-    check_patients(rows, config, source)
+    return clean(lazy, config), source
+
+
+def check_rows(column: Callable[[str], pl.Series], config: RegistryConfig, source: str) -> None:
+    """Args: column: a column of `declared_rows`, by its name."""
+    patients = column(PATIENT)
+    if patients.is_empty():
+        filtered = config.table.where or config.table.where_not
+        raise UserError(
+            f"{source}: no row is left for site {config.site!r}.",
+            "Correct table.where and table.where_not." if filtered else "Export a table that has rows.",
+        )
+    check_patients(patients, config, source)
     if config.translate.other_values == "refuse":
-        check_words(rows, config, source)
-    columns = [parse(rows[f.column], f, source, config.words).alias(f.column) for f in config.features]
-    left_out = [x for f, c in zip(config.features, columns, strict=True) if (x := unusable(f, c)) is not None]
+        check_words(column, config, source)
+
+
+def described(typed: pl.DataFrame, left_out: Sequence[LeftOut], config: RegistryConfig, source: str) -> Registry:
+    """The site's registry with the rows of `typed` (`patient` and all declared features), but for its `sides`.
+
+    Raises:
+        UserError: fewer than two features can be used.
+    """
     gone = {x.column for x in left_out}
     features = tuple(f for f in config.features if f.column not in gone)
     if len(features) < 2:
         raise UserError(
             f"{source}: fewer than two features hold more than one value.", "Declare features that vary in this table."
         )
-    frame = pl.DataFrame([rows[PATIENT], *(c for c in columns if c.name not in gone)])
+    frame = typed.drop(gone).sort(PATIENT, maintain_order=True)
     outcomes = tuple(o for o in config.outcomes if o.column not in gone)
-    frame = frame.sort(PATIENT, maintain_order=True)
-    sides = declared_sides(rows[PATIENT], rows[SPLIT], config.split, source) if config.split else {}
-    return Registry(config.site, features, frame, tuple(left_out), config.times, outcomes, sides)
+    return Registry(config.site, features, frame, tuple(left_out), config.times, outcomes)
+
+
+def sides_in(column: Callable[[str], pl.Series], config: RegistryConfig, source: str) -> dict[str, str]:
+    return declared_sides(column(PATIENT), column(SPLIT), config.split, source) if config.split else {}
 
 
 def read_source(config: RegistryConfig, source: str) -> pl.LazyFrame:
@@ -114,7 +170,7 @@ def require_columns(lazy: pl.LazyFrame, config: RegistryConfig, source: str) -> 
         )
 
 
-def clean(lazy: pl.LazyFrame, config: RegistryConfig, source: str) -> pl.DataFrame:
+def clean(lazy: pl.LazyFrame, config: RegistryConfig) -> pl.LazyFrame:
     """The rows of this site: `patient` and the declared columns as text, missing values null."""
     rows = lazy.with_columns(pl.all().str.strip_chars())
     rows = rows.with_columns(translate_cells(c, config.translate.words(c)) for c in rows.collect_schema().names())
@@ -129,37 +185,27 @@ def clean(lazy: pl.LazyFrame, config: RegistryConfig, source: str) -> pl.DataFra
     kept = [cell(f, config) for f in config.features]
     if config.split is not None:
         kept.append(pl.col(config.split.column).alias(SPLIT))
-    try:
-        frame = rows.select(patient, *kept).collect()
-    except pl.exceptions.ComputeError:
-        # Polars quotes the offending cell in its message, which therefore goes no further.
-        raise UserError(f"{source}: not parseable.", "Export the table again.") from None
-    if frame.is_empty():
-        filtered = config.table.where or config.table.where_not
-        raise UserError(
-            f"{source}: no row is left for site {config.site!r}.",
-            "Correct table.where and table.where_not." if filtered else "Export a table that has rows.",
-        )
-    return frame
+    return rows.select(patient, *kept)
 
 
-def check_words(rows: pl.DataFrame, config: RegistryConfig, source: str) -> None:
+def check_words(column: Callable[[str], pl.Series], config: RegistryConfig, source: str) -> None:
     """Categories hold translated or declared values; cells of several codes are checked against `values` alone."""
     for f in config.features:
         if f.kind == "category" and not f.clean.several:
             known = {*config.translate.words(f.column).values(), *f.values, *f.values.values()}
             known |= {*config.words.yes, *config.words.no, *f.clean.substitutes()}
-            check_translated(rows[f.column], known, source)
+            check_translated(column(f.column), known, source)
 
 
-def check_patients(rows: pl.DataFrame, config: RegistryConfig, source: str) -> None:
-    nobody = rows[PATIENT].null_count()
+def check_patients(patients: pl.Series, config: RegistryConfig, source: str) -> None:
+    """Args: patients: of all rows."""
+    nobody = patients.null_count()
     if nobody:
         raise UserError(
-            f"{source}: the patient column {config.patient!r} is empty in {nobody} of {rows.height} rows.",
+            f"{source}: the patient column {config.patient!r} is empty in {nobody} of {patients.len()} rows.",
             "Fill it in, or filter those rows out with table.where.",
         )
-    repeated = rows.height - rows[PATIENT].n_unique()
+    repeated = patients.len() - patients.n_unique()
     if config.one_row_per_patient and repeated:
         raise UserError(
             f"{source}: one row per patient was declared, but {repeated} rows repeat a value of {config.patient!r}.",

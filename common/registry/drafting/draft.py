@@ -14,7 +14,7 @@ from common.registry.delimited import DELIMITERS, likely_encoding
 from common.registry.drafting import names
 from common.registry.drafting.look import MARKS, NO, YES, Seen, look
 from common.registry.drafting.together import note_relations
-from common.registry.readers import read_table
+from common.registry.readers import named_parse_faults, read_table
 
 SOURCES = {
     **dict.fromkeys((".csv", ".tsv", ".txt"), "csv"),
@@ -64,7 +64,8 @@ def draft(table: Table, site: str, folder: Path) -> tuple[str, list[Seen]]:
     Raises:
         UserError: the table is not readable, has no rows, no header, or fewer than two columns to use.
     """
-    rows = read_table(table).drop(ROW).with_columns(pl.all().str.strip_chars()).collect()
+    with named_parse_faults(table.place):
+        rows = read_table(table).drop(ROW).with_columns(pl.all().str.strip_chars()).collect()
     check_header(rows, table.place)
     marks = [mark for mark in MARKS if any((rows[column] == mark).any() for column in rows.columns)]
     kept = rows.with_columns(pl.when(~pl.all().is_in(["", *marks])).then(pl.all()))

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -8,8 +9,9 @@ from common.questions.codebook import fit_codebook
 from common.questions.randomness import derive_seed, shuffle
 from common.registry.registry import Registry, concat_registries
 from common.registry.splits import split_patients
+from common.registry.stored import StoredRegistry
 from common.study import Evaluation, Questions, Rounds, Sites, Study
-from common.tasks.site_questions import site_questions, write_site_questions
+from common.tasks.site_questions import own_codebook, site_questions, write_site_questions
 
 
 def study(**changes: object) -> Study:
@@ -92,3 +94,39 @@ def test_more_patients_put_aside_than_there_are_is_refused(clinic: Registry) -> 
     tiny = Registry("tiny", clinic.features, clinic.frame[:20])
     with pytest.raises(UserError, match="Site tiny: no training patient is left"):
         site_questions(tiny, study())
+
+
+def stored_clinic(clinic: Registry, folder: Path) -> StoredRegistry:
+    """The clinic as a stored registry of four parts."""
+    everyone = clinic.patients
+    size = -(-len(everyone) // 4)
+    files = []
+    for first in range(0, len(everyone), size):
+        files.append(folder / f"{first}.parquet")
+        clinic.of(everyone[first : first + size]).frame.write_parquet(files[-1])
+    return StoredRegistry(replace(clinic, frame=clinic.frame.clear()), everyone, tuple(files))
+
+
+def test_a_stored_registry_asks_as_the_one_in_memory(clinic: Registry, tmp_path: Path) -> None:
+    settings = study(questions=Questions(codebook_patients=100))
+    stored, ordered = stored_clinic(clinic, tmp_path), replace(clinic, frame=clinic.frame.sort("patient"))
+    whole, divided = site_questions(ordered, settings), site_questions(stored, settings)
+    assert divided.codebook == whole.codebook
+    assert divided.train.equals(whole.train)
+    assert divided.validation.equals(whole.validation) and divided.test.equals(whole.test)
+    written = write_site_questions(stored, settings, tmp_path / "stored")
+    assert written == write_site_questions(ordered, settings, tmp_path / "whole")
+    for name in written:
+        pieces = [pl.read_parquet(tmp_path / way / f"{name}.parquet") for way in ("stored", "whole")]
+        assert pieces[0].equals(pieces[1])
+
+
+def test_a_large_site_fits_its_codebook_to_a_sample_of_training_patients(clinic: Registry) -> None:
+    """Counts in the codebook are of as many rows as declared, and one more patient displaces one at most."""
+    few = study(questions=Questions(codebook_patients=100))
+    fitted = own_codebook(clinic, few).columns["sex"]
+    present = clinic.frame["sex"].count() / clinic.frame.height
+    assert sum(fitted.counts) == pytest.approx(100 * present, abs=10)
+    whole = own_codebook(clinic, study())
+    assert own_codebook(clinic, study(questions=Questions(codebook_patients=10**6))) == whole
+    assert sum(whole.columns["sex"].counts) > 3 * sum(fitted.counts)
