@@ -4,228 +4,31 @@ A round is durable when its checkpoint is; what arrived for a round under way wa
 coordinator that is killed anywhere goes on from there and ends with the same model.
 """
 
-import math
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from common.errors import UserError
 from common.models.policy import load_policy, trainable_state
-from common.models.transfer import folder_sha256, pack_folder
-from common.questions.codebook import Codebook
-from common.questions.codebook_file import to_toml
-from common.study import BUILT_IN, Study
-from common.update.chain import chain, decode
-from common.update.tensors import BadUpdate, State, byte_count, check_finite, from_record, sha256, to_record
+from common.study import Study
+from common.update.tensors import BadUpdate, State, byte_count, check_finite, to_record
 from server.codebooks import common_codebook
+from server.exchange import Counts, RoundContext, check_reply, figures
 from server.fold import Folded, fold, normalised
+from server.gathering import Contribution, check_quorum, gather
 from server.mailbox import Mailbox
 from server.model_file import ModelFile
 from server.outer import next_model, outer_optimizer
-from server.round_store import Checkpoint, RoundStore, write_state
-from server.run_folder import EventLog, read_json, write_json
+from server.round_store import Checkpoint, RoundStore
+from server.run_folder import EventLog
+from server.sites import configure_sites, name_sites
 
-Counts = dict[str, dict[str, float]]
-"""Site -> figures."""
-
-DESCRIBE_S = 60.0
-"""How long connected nodes may take to say their names, and named sites to appear."""
-
-
-TRAINED = ("patients", "questions", "reward", "informative", "generating_s", "learning_s")
 EVALUATED = ("patients", "questions", "right", "boxed", "seconds")
-"""Figures of the answers to `train` and `evaluate`, as client/egress.py lets them out."""
-
-
-class RoundFailed(UserError):
-    """Too few usable updates. Finished rounds and what arrived are kept."""
-
-
-@dataclass(frozen=True)
-class RoundContext:
-    """All that one round needs to know; it travels through the round unchanged."""
-
-    study: Study
-    run: str
-    round: int
-    """From 1; 0 stands for the base model."""
-
-    @property
-    def first_step(self) -> int:
-        return (self.round - 1) * self.study.rounds.local_steps
-
-    def record(self) -> ConfigRecord:
-        """The `round` record of a message."""
-        return ConfigRecord(
-            {
-                "hash": self.study.hash,
-                "run": self.run,
-                "round": self.round,
-                "first_step": max(0, self.first_step),
-                "steps": self.study.rounds.local_steps,
-            }
-        )
-
-
-@dataclass(frozen=True)
-class Contribution:
-    """What one site sent in a round. `figures` are the site's own words: patients, reward, seconds ..."""
-
-    site: str
-    figures: dict[str, float]
-    bytes: int
-    model_sha256: str
-    """Of the round's model that the update is for."""
-
-
-def name_sites(grid: Grid, study: Study, log: EventLog, wait_s: float = DESCRIBE_S) -> dict[str, int]:
-    """Site name -> node id of the study's training sites.
-
-    Raises:
-        UserError: a named site is not there in time, or two nodes say the same name.
-    """
-    end = time.monotonic() + wait_s
-    names: dict[int, str] = {}
-    while True:
-        unnamed = {f"node {node}": node for node in grid.get_node_ids() if node not in names}
-        box = Mailbox(grid, unnamed, log)
-        left = max(1.0, end - time.monotonic())
-        for node, reply in box.ask("query.describe", 0, {name: RecordDict() for name in unnamed}, left):
-            if reply.has_error():
-                log.write("site_refused", site=node, round=0, fault=reply.error.reason or "")
-            else:
-                names[unnamed[node]] = str(reply.content.config_records["site"]["name"])
-        sites: dict[str, int] = {}
-        for node_id, name in names.items():
-            if name in sites and name in study.sites.train:
-                raise UserError(f"Two nodes say that they are site {name!r}.", "Stop one of them.")
-            sites[name] = node_id
-        missing = [name for name in study.sites.train if name not in sites]
-        if not missing:
-            break
-        if time.monotonic() >= end:
-            raise UserError(
-                f"The run needs site {missing[0]!r} ({len(missing)} of {len(study.sites.train)} named sites are "
-                "not connected).",
-                "Start them with `wardround-site join`, or take them out of sites.train.",
-            )
-        time.sleep(min(1.0, max(0.0, end - time.monotonic())))
-    log.write("sites_named", sites=sorted(study.sites.train), others=sorted(set(sites) - set(study.sites.train)))
-    return {name: sites[name] for name in sorted(study.sites.train)}
-
-
-def configure_sites(box: Mailbox, study: Study, folder: Path, codebook: Codebook | None = None) -> Counts:
-    """Send the study, the built-in model and the codebook that sites share to every site; all must accept.
-
-    Returns:
-        site -> `patients`, `questions`.
-
-    Raises:
-        UserError: a site refuses or does not answer.
-    """
-    values: dict[str, str] = {"json": study.message, "hash": study.hash}
-    content = RecordDict()
-    if study.model.base == BUILT_IN:
-        values["model_sha256"] = folder_sha256(folder)
-        content["model"] = pack_folder(folder)
-    content["study"] = ConfigRecord(dict(values))
-    if codebook is not None:
-        content["codebook"] = ConfigRecord({"toml": to_toml(codebook)})
-    counts: Counts = {}
-    contents = dict.fromkeys(box.nodes, content)
-    for site, reply in box.ask("query.configure", 0, contents, study.rounds.deadline_s):
-        if reply.has_error():
-            raise UserError(
-                f"Site {site!r} refuses the study: {reply.error.reason}.", "Settle it with the site, then start again."
-            )
-        counts[site] = figures(reply, "counts")
-        box.log.write("site_configured", site=site, **counts[site])
-    silent = sorted(set(box.nodes) - set(counts))
-    if silent:
-        raise UserError(f"Site {silent[0]!r} did not answer the study.", "See whether it is running.")
-    return counts
-
-
-def figures(reply: Message, record: str) -> dict[str, float]:
-    """A metric record's plain numbers."""
-    found = reply.content.metric_records[record]
-    return {name: value for name, value in sorted(found.items()) if isinstance(value, int | float)}
-
-
-def check_reply(reply: Message, records: dict[str, tuple[str, ...]], context: RoundContext, site: str) -> None:
-    """A reply of this round with these records and, in its metrics, these finite figures, none negative.
-
-    Raises:
-        BadUpdate: a record or figure is missing or wrong, or the reply is of another round.
-    """
-    for record, names in records.items():
-        if record not in reply.content:
-            raise BadUpdate(site, f"the reply has no {record!r} record")
-        for name in names:
-            value = reply.content.metric_records[record].get(name)
-            if not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise BadUpdate(site, f"the figure {name!r} is missing, negative or not finite")
-    number = reply.content.config_records["manifest"].get("round")
-    if number != context.round:
-        raise BadUpdate(site, f"it answers round {number!r}, this is round {context.round}")
-
-
-def accept(reply: Message, context: RoundContext, model: State, site: str) -> tuple[State, Contribution]:
-    """A site's model and figures from its train reply.
-
-    Raises:
-        BadUpdate: the reply is of another round, is not whole, or is not a model of finite values and right shapes.
-    """
-    check_reply(reply, {"manifest": (), "update": (), "metrics": TRAINED}, context, site)
-    sent = from_record(reply.content.array_records["update"], site)
-    if sha256(sent) != reply.content.config_records["manifest"].get("sha256"):
-        raise BadUpdate(site, "the update's bytes are not those of its manifest")
-    values = decode(chain(context.study.update), model, sent, site)
-    return values, Contribution(site, figures(reply, "metrics"), byte_count(sent), sha256(model))
-
-
-def gather(box: Mailbox, context: RoundContext, model: State, store: RoundStore) -> dict[str, Contribution]:
-    """Ask every site to train and keep what it sends on the disk; sites whose update lies there are not asked."""
-    here: dict[str, Contribution] = {}
-    now = sha256(model)
-    for site in box.nodes:
-        note = store.received(context.round, site).with_suffix(".json")
-        if note.exists() and (kept := Contribution(**read_json(note))).model_sha256 == now:
-            here[site] = kept
-    content = RecordDict({"round": context.record(), "model": to_record(model)})
-    contents = {site: content for site in box.nodes if site not in here}
-    for site, reply in box.ask("train", context.round, contents, context.study.rounds.deadline_s):
-        if reply.has_error():
-            box.log.write("site_refused", site=site, round=context.round, fault=reply.error.reason or "")
-            continue
-        try:
-            values, contribution = accept(reply, context, model, site)
-        except BadUpdate as bad:
-            box.log.write("update_refused", site=site, round=context.round, fault=bad.fault)
-            continue
-        place = store.received(context.round, site)
-        write_state(place, values)
-        write_json(place.with_suffix(".json"), asdict(contribution))
-        here[site] = contribution
-        box.log.write("update_received", site=site, round=context.round, bytes=contribution.bytes,
-                      figures=contribution.figures)  # fmt: skip
-    return dict(sorted(here.items()))
-
-
-def check_quorum(context: RoundContext, here: dict[str, Contribution]) -> None:
-    missing = [site for site in context.study.sites.train if site not in here]
-    if len(here) >= context.study.quorum:
-        return
-    raise RoundFailed(
-        f"Round {context.round} has {len(here)} usable updates of the {context.study.quorum} that it needs; "
-        f"none from {', '.join(missing)}.",
-        "events.jsonl says why. Finished rounds and the updates received are kept: put it right and resume the run.",
-    )
+"""Figures of the answer to `evaluate`, as client/egress.py lets them out."""
 
 
 def weights_of(study: Study, here: dict[str, Contribution]) -> dict[str, float]:

@@ -21,8 +21,8 @@ from common.study import Study
 from server.app import app as server_app
 from server.codebooks import common_codebook
 from server.mailbox import Mailbox
-from server.rounds import name_sites
 from server.run_folder import EventLog
+from server.sites import name_sites
 
 CLIENT_APP = "client.app:app"
 RUN_ID = 1

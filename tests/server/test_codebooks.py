@@ -22,7 +22,6 @@ from server.codebooks import common_codebook
 from server.frames import build_frames, registries
 from server.mailbox import Mailbox
 from server.round_store import RoundStore
-from server.rounds import configure_sites, name_sites
 from server.run_folder import EventLog, create_run, read_events, write_text
 from server.simulation import (
     InProcessGrid,
@@ -31,6 +30,7 @@ from server.simulation import (
     simulated_codebook,
     site_contexts,
 )
+from server.sites import configure_sites, name_sites
 
 FEDERATED = {"ask": ["category"], "per_patient": 2, "codebook": "federated"}
 

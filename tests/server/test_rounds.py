@@ -18,10 +18,12 @@ from common.errors import UserError
 from common.study import Study
 from common.update.chain import chain, encode
 from common.update.tensors import State, from_record, sha256, to_record
+from server.gathering import RoundFailed
 from server.round_store import Checkpoint, RoundStore
-from server.rounds import RoundFailed, name_sites, run_rounds
+from server.rounds import run_rounds
 from server.run_folder import EventLog, read_events
 from server.simulation import InProcessGrid
+from server.sites import name_sites
 
 SITES = ("a", "b", "c")
 MODEL = {"w": torch.tensor([0.5, -1.0]), "v": torch.tensor([[2.0]])}
