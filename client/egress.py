@@ -42,6 +42,7 @@ REFUSALS = {
     policy.BAD_CODEBOOK: "the codebook in the message is not whole, or not the one of this study at this site",
     policy.JOB_OUT_OF_MEMORY: "local training ran out of memory at this site",
     policy.JOB_ENDED: "local training ended at this site before it was done: see its job's log",
+    policy.RUN_REMOVED: "this site has removed the run's state: start the study as a new run",
 }
 
 

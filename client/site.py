@@ -15,7 +15,7 @@ from client.policy import Policy
 from common.errors import UserError
 from common.launcher import Launcher
 from common.registry.config import RegistryConfig, read_registry_config, read_values
-from common.strict import Strict, checked
+from common.strict import Positive, Strict, checked
 
 
 class Settings(Strict):
@@ -24,6 +24,8 @@ class Settings(Strict):
     models: dict[str, str] = {}
     """`model.base` of a study -> folder on this machine; the name itself is used where none is given."""
     policy: Policy = Policy()
+    keep_runs: Positive | None = None
+    """Runs whose optimiser states and updates stay here, the last ones; all unless given."""
     launcher: Launcher | None = None
     """The command that starts local training as a job of its own; in this process unless given."""
 

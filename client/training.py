@@ -8,6 +8,7 @@ Everything lasting is under the site's folder, since a new process may answer ea
     studies/HASH/{train,validation}.parquet
     studies/HASH/pass_rates.parquet    of the base model, where the study drops questions by them
     studies/HASH/runs/RUN/             optimiser state, what is left over, last.json and the update that it tells of;
+                                       progress.json, how far the local steps are;
                                        steps-ROUND.json, rewards and signs of reward hacking by step, never leaves
     studies/HASH/runs/RUN/job/         the training job's log and files, where the site has a launcher
 """
@@ -23,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from client.disk import write
 from client.egress import Configured, Evaluated, Trained
+from client.keeping import keep_runs
 from client.messages import HASH, Task
 from client.policy import (
     BAD_CODEBOOK,
@@ -33,6 +35,7 @@ from client.policy import (
     NOT_CONFIGURED,
     Refusal,
 )
+from client.progress import note
 from client.site import Site
 from common.errors import UserError
 from common.evaluation.answering import answer
@@ -235,8 +238,12 @@ class SiteStudy:
         """
         trainer, proximal = self.trainer(folder), self.study.rounds.proximal
         state = folder / "state"
+
+        def taken(step: int, _: float) -> None:
+            note(folder, self.study.hash, task.run, task.round, step + 1 - task.first_step, task.steps)
+
         try:
-            return trainer.run(task.first_step, task.steps, state, state_step=state_step, proximal=proximal)
+            return trainer.run(task.first_step, task.steps, state, taken, state_step, proximal)
         except JobOutOfMemory:
             raise Refusal(JOB_OUT_OF_MEMORY) from None
         except JobEnded:
@@ -250,6 +257,7 @@ class SiteStudy:
         """
         self.check(task)
         folder = self.folder / "runs" / task.run
+        keep_runs(self.site.state, folder, self.site.settings.keep_runs)
         asked = {"round": task.round, "first_step": task.first_step, "steps": task.steps, "model": sha256(model)}
         last = json.loads((folder / "last.json").read_text()) if (folder / "last.json").exists() else None
         steps = chain(self.study.update)

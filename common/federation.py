@@ -120,6 +120,9 @@ class Rounds(Strict):
     """FedProx: pull of the local steps toward the round's model; 0 for none."""
     fold: Fold = Mean()
     outer: Outer = Sgd()
+    keep_checkpoints: int | None = Field(default=None, ge=2)
+    """Rounds whose models stay in the run folder, the last ones, beside the base model's; all unless given. Two at
+    least, so that where the last is damaged the one before is there. Every round's figures stay."""
     validation_patients: int = Field(default=40, ge=0)
     """Patients a site puts aside from training to draw the learning curve each round; 0 for none."""
 

@@ -127,6 +127,7 @@ def train_round(
     }
     after = Checkpoint(number, number * steps, trainable_state(policy), {}, notes)
     store.save(after)
+    store.prune(study.rounds.keep_checkpoints)
     log.write("steps", site=cohort.stream, round=number, **by_step(result))
     log.write("round_finished", round=number, rounds=study.rounds.rounds, **notes)
     return after

@@ -54,12 +54,12 @@ def export(folder: RunFolder, job: Job, number: int | None, form: Form, place: P
 
 
 def find(store: RoundStore, number: int | None) -> Checkpoint:
-    finished = store.finished()
-    if not finished or (number is not None and number not in finished):
-        asked = "" if number is None else f" {number}"
-        known = f"Finished rounds: 0 to {finished[-1]}" if finished else "Choose another arm, seed or site"
-        raise UserError(f"{store.folder}: there is no finished round{asked}.", f"{known}.")
-    return store.load(finished[-1] if number is None else number)
+    kept = store.kept()
+    if not kept or (number is not None and number not in kept):
+        asked = "a finished round" if number is None else f"round {number}"
+        known = f"The models that are kept: {', '.join(map(str, kept))}" if kept else "Choose another arm, seed or site"
+        raise UserError(f"{store.folder}: there is no model of {asked}.", f"{known}.")
+    return store.load(kept[-1] if number is None else number)
 
 
 def size(policy: Policy) -> int:

@@ -34,6 +34,11 @@ class Checkpoint:
     notes: dict[str, Any]
 
 
+def tag(number: int) -> str:
+    """How a round's files begin."""
+    return f"round-{number:04d}"
+
+
 @dataclass(frozen=True)
 class RoundStore:
     """Checkpoints of one arm, and what arrived for the round under way."""
@@ -42,40 +47,52 @@ class RoundStore:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Make a round durable; the JSON file, written last, is what makes it count."""
-        tag = f"round-{checkpoint.round:04d}"
-        write_state(self.folder / f"{tag}.safetensors", checkpoint.model)
-        write_state(self.folder / f"{tag}.outer.safetensors", checkpoint.outer)
+        name = tag(checkpoint.round)
+        write_state(self.folder / f"{name}.safetensors", checkpoint.model)
+        write_state(self.folder / f"{name}.outer.safetensors", checkpoint.outer)
         entry = {
             "round": checkpoint.round,
             "step": checkpoint.step,
             "model_sha256": sha256(checkpoint.model),
             "notes": checkpoint.notes,
         }
-        write_json(self.folder / f"{tag}.json", entry)
+        write_json(self.folder / f"{name}.json", entry)
 
     def finished(self) -> list[int]:
         return sorted(int(p.stem.removeprefix("round-")) for p in self.folder.glob("round-[0-9]*.json"))
 
+    def kept(self) -> list[int]:
+        """The finished rounds whose models are still here."""
+        return [number for number in self.finished() if (self.folder / f"{tag(number)}.safetensors").exists()]
+
+    def prune(self, keep: int | None) -> None:
+        """Delete the tensors of finished rounds but the first (the base model) and the last `keep`; None keeps all."""
+        if keep is None:
+            return
+        for number in self.kept()[1:-keep]:
+            for path in self.folder.glob(f"{tag(number)}.*safetensors"):
+                path.unlink()
+
     def load(self, number: int) -> Checkpoint:
-        """Read a finished round.
+        """Read a finished round whose model is here.
 
         Raises:
             UserError: the model's bytes are not those that were written.
         """
-        tag = f"round-{number:04d}"
-        entry = read_json(self.folder / f"{tag}.json")
-        model = read_state(self.folder / f"{tag}.safetensors")
+        name = tag(number)
+        entry = read_json(self.folder / f"{name}.json")
+        model = read_state(self.folder / f"{name}.safetensors")
         if sha256(model) != entry["model_sha256"]:
             raise UserError(
-                f"{self.folder / tag}.safetensors: the bytes are not those that were written.",
-                f"Delete the files of this round ({tag}.*) to go on from the one before.",
+                f"{self.folder / name}.safetensors: the bytes are not those that were written.",
+                f"Delete the files of this round ({name}.*) to go on from the one before.",
             )
-        outer = read_state(self.folder / f"{tag}.outer.safetensors")
+        outer = read_state(self.folder / f"{name}.outer.safetensors")
         return Checkpoint(entry["round"], entry["step"], model, outer, entry["notes"])
 
     def latest(self) -> Checkpoint | None:
-        finished = self.finished()
-        return self.load(finished[-1]) if finished else None
+        kept = self.kept()
+        return self.load(kept[-1]) if kept else None
 
     def received(self, number: int, site: str) -> Path:
         """Where a site's decoded model waits until its round is folded."""

@@ -147,6 +147,7 @@ def one_round(box: Mailbox, context: RoundContext, before: Checkpoint, store: Ro
     after = replace(after, notes=notes)
     store.save(after)
     store.drop_received(number)
+    store.prune(study.rounds.keep_checkpoints)
     for site, given in here.items():
         box.log.write("steps", site=site, round=number, reward=[given.figures["reward"]])
     box.log.write("round_finished", round=number, rounds=study.rounds.rounds, **notes)

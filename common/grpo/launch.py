@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor
 import common
 from common.errors import UserError
 from common.grpo.hacking import Signs
-from common.grpo.job import FAILED, JOB, MISTAKE, MODEL, OUT_OF_MEMORY, RESULT, TRAINED, Job
+from common.grpo.job import FAILED, JOB, MISTAKE, MODEL, OUT_OF_MEMORY, PROGRESS, RESULT, TRAINED, Job
 from common.grpo.local import LocalResult
 from common.launcher import command
 from common.models.policy import Policy, load_trainable, trainable_state
@@ -21,7 +22,8 @@ from common.processes import Process
 from common.study import Study
 
 LOG = "log"
-WAKE_S = 60.0
+LOOK_S = 1.0
+"""How often the job's progress is looked at."""
 
 
 class JobOutOfMemory(Exception):
@@ -39,12 +41,19 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(torch.get_num_threads())}
 
 
-def run_job(launcher: str, folder: Path, job: Job, model: dict[str, Tensor]) -> tuple[dict[str, Tensor], LocalResult]:
+def run_job(
+    launcher: str,
+    folder: Path,
+    job: Job,
+    model: dict[str, Tensor],
+    on_step: Callable[[int, float], None] | None = None,
+) -> tuple[dict[str, Tensor], LocalResult]:
     """Train in a process of its own and wait for it; its output is appended to `folder/log`.
 
     Args:
         folder: the job's own; what lies there of an earlier start is overwritten.
         model: the round's trainable tensors.
+        on_step: called with the last step taken and its mean reward, each time that another is seen.
 
     Returns:
         the trained tensors and what the training was like.
@@ -54,7 +63,7 @@ def run_job(launcher: str, folder: Path, job: Job, model: dict[str, Tensor]) -> 
         JobOutOfMemory, JobEnded: the node that started it lives on.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (RESULT, FAILED):
+    for name in (RESULT, FAILED, PROGRESS):
         (folder / name).unlink(missing_ok=True)
     (folder / JOB).write_text(job.model_dump_json(exclude_none=True), encoding="utf-8")
     save_file(model, folder / MODEL)
@@ -63,8 +72,12 @@ def run_job(launcher: str, folder: Path, job: Job, model: dict[str, Tensor]) -> 
     if shutil.which(words[0], path=variables.get("PATH")) is None:
         raise UserError(f"launcher: there is no program {words[0]}.", "Give its whole path.")
     with Process(words, folder / LOG, variables, folder) as process:
-        while (status := process.wait(WAKE_S)) is None:
-            pass
+        seen = None
+        while (status := process.wait(LOOK_S)) is None:
+            told = last_step(folder)
+            if on_step is not None and told is not None and told != seen:
+                seen = told
+                on_step(*told)
     if (folder / RESULT).exists():
         trained = load_file(folder / TRAINED)
         for name in (MODEL, TRAINED):
@@ -77,6 +90,14 @@ def run_job(launcher: str, folder: Path, job: Job, model: dict[str, Tensor]) -> 
     if code == OUT_OF_MEMORY:
         raise JobOutOfMemory(f"see {folder / LOG}")
     raise JobEnded(f"exit status {status}; see {folder / LOG}")
+
+
+def last_step(folder: Path) -> tuple[int, float] | None:
+    """The last step that the job has taken, and its mean reward; None before the first."""
+    if not (folder / PROGRESS).exists():
+        return None
+    told = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+    return int(told["step"]), float(told["reward"])
 
 
 @dataclass(frozen=True)
@@ -101,10 +122,11 @@ class JobTrainer:
         first_step: int,
         steps: int,
         state_dir: Path,
+        on_step: Callable[[int, float], None] | None = None,
         state_step: int | None = None,
         proximal: float = 0.0,
     ) -> LocalResult:
-        """See `LocalTrainer.run`; raises what `run_job` does."""
+        """See `LocalTrainer.run`, except that `on_step` may miss steps; raises what `run_job` does."""
         job = Job(
             study=self.study,
             model=self.model,
@@ -121,7 +143,7 @@ class JobTrainer:
         self.policy.model.to("cpu")
         torch.cuda.empty_cache()
         try:
-            trained, result = run_job(self.launcher, self.folder.absolute(), job, trainable_state(self.policy))
+            trained, result = run_job(self.launcher, self.folder.absolute(), job, trainable_state(self.policy), on_step)
         finally:
             self.policy.model.to(device)
         load_trainable(self.policy, trained)

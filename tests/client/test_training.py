@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from client.egress import REFUSALS
 from client.messages import Task
 from client.policy import BAD_MODEL, BAD_REQUEST, JOB_ENDED, JOB_OUT_OF_MEMORY, NOT_CONFIGURED, Policy, Refusal
+from client.progress import read
 from client.site import Settings, Site
 from client.training import SiteStudy
 from common.models.policy import load_policy, trainable_state
@@ -67,6 +68,9 @@ def test_asked_twice_it_answers_the_same_and_learns_once(at_site: SiteStudy, mod
     first = at_site.train(task(1), model)
     states = sorted((at_site.folder / "runs" / "run" / "state").iterdir())
     stamps = [path.stat().st_mtime_ns for path in states]
+    noted = read(at_site.folder / "runs" / "run")
+    assert noted is not None and (noted.round, noted.step, noted.steps) == (1, 2, 2)
+    assert (noted.study, noted.run) == (at_site.study.hash, "run")
     second = at_site.train(task(1), model)
     assert same(first.update, second.update) and first.generating_s == second.generating_s
     assert [path.stat().st_mtime_ns for path in states] == stamps

@@ -41,9 +41,10 @@ def test_chains_that_cannot_work_are_refused(update: dict[str, Any], fault: str)
         ({"fold": {"name": "krum"}}, "needs 5 updates"),
         ({"fold": {"name": "median"}, "weights": "patients"}, "gives every site one voice"),
         ({"fold": {"name": "mean", "trim": 1}}, "trim"),
+        ({"keep_checkpoints": 1}, "keep_checkpoints"),
     ],
 )
-def test_folds_that_cannot_work_are_refused(rounds: dict[str, Any], fault: str) -> None:
+def test_rounds_that_cannot_work_are_refused(rounds: dict[str, Any], fault: str) -> None:
     with pytest.raises(UserError, match=fault):
         study(rounds=rounds)
 

@@ -87,9 +87,9 @@ def test_what_cannot_be_exported_is_a_sentence(
     (taken / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="trains all parameters"):
         export(run, FEDERATED, None, "adapter", tmp_path / "out")
-    with pytest.raises(UserError, match="no finished round 9"):
+    with pytest.raises(UserError, match="no model of round 9"):
         export(run, FEDERATED, 9, "model", tmp_path / "out")
-    with pytest.raises(UserError, match="no finished round"):
+    with pytest.raises(UserError, match="no model of a finished round"):
         export(run, Job(1, "centralized"), None, "model", tmp_path / "out")
     with pytest.raises(UserError, match="something here already"):
         export(run, FEDERATED, None, "model", taken)

@@ -113,6 +113,29 @@ def test_a_round_without_its_note_is_not_finished(tmp_path: Path) -> None:
     assert latest is not None and latest.round == 0
 
 
+def test_old_models_are_pruned_but_the_first_and_the_last_stay(tmp_path: Path) -> None:
+    store = RoundStore(tmp_path)
+    for number in range(6):
+        store.save(Checkpoint(number, number, MODEL, {"m": torch.ones(1)}, {"accuracy": number / 10}))
+        store.prune(2)
+    assert store.finished() == [0, 1, 2, 3, 4, 5], "every round's figures stay"
+    assert store.kept() == [0, 4, 5]
+    assert sorted(path.name for path in tmp_path.glob("*.outer.safetensors")) == [
+        "round-0000.outer.safetensors", "round-0004.outer.safetensors", "round-0005.outer.safetensors",
+    ]  # fmt: skip
+    (tmp_path / "round-0005.json").unlink()
+    latest = store.latest()
+    assert latest is not None and latest.round == 4, "what is left is gone on from"
+
+
+def test_without_a_policy_nothing_is_pruned(tmp_path: Path) -> None:
+    store = RoundStore(tmp_path)
+    for number in range(4):
+        store.save(Checkpoint(number, number, MODEL, {}, {}))
+        store.prune(None)
+    assert store.kept() == [0, 1, 2, 3]
+
+
 def test_changed_bytes_are_found(tmp_path: Path) -> None:
     store = RoundStore(tmp_path)
     store.save(Checkpoint(0, 0, MODEL, {}, {}))

@@ -149,6 +149,20 @@ def test_out_of_memory_and_a_users_mistake_are_told_apart(
     assert "is not a folder" in (tmp_path / "mistaken" / "log").read_text()
 
 
+def test_a_jobs_steps_are_told_while_it_runs(
+    make_study: Callable[..., Study], job: Callable[..., Job], base: State, tmp_path: Path
+) -> None:
+    writes = "; ".join(
+        f"echo '{json.dumps({'step': step, 'reward': 0.5, 'time': 0})}' > progress.json; sleep 2.5" for step in (4, 5)
+    )
+    script = tmp_path / "steps.sh"
+    script.write_text(f"{writes}; exit 1\n")
+    told: list[tuple[int, float]] = []
+    with pytest.raises(JobEnded):
+        run_job(f"sh {script} {{folder}}", tmp_path / "job", job(make_study()), base, lambda *step: told.append(step))
+    assert told == [(4, 0.5), (5, 0.5)]
+
+
 def test_a_launcher_that_is_not_there(
     make_study: Callable[..., Study], job: Callable[..., Job], base: State, tmp_path: Path
 ) -> None:
