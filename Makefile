@@ -35,8 +35,11 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+# One process a core, 8 at most: each imports torch and makes its own session fixtures. The slow tests measure time and
+# memory and start real nodes on real ports, so they run one after the other.
 unit: setup
-	$(BIN)/python -m pytest -m "not slow" --cov=common --cov=client --cov=server --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist worksteal \
+		--cov=common --cov=client --cov=server --cov-report=term:skip-covered
 
 test: lint types unit
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import polars as pl
 import pytest
 import tomli_w
 
+from client.cli import main
 from client.join import Joining, check, only_one
 from common.address import Address, free_port
 from common.errors import UserError
@@ -20,9 +22,10 @@ from common.keys import make_site_key
 from common.questions.codebook_file import read_codebook
 from common.study import parse_study
 from server.certs import make_certificates
+from tests.command import Done, call
 
 SHIPPED = Path(__file__).parent.parent.parent / "site_configs" / "synthetic"
-Command = Callable[..., subprocess.CompletedProcess[str]]
+Command = Callable[..., Done]
 
 
 @pytest.fixture
@@ -42,11 +45,14 @@ def study(tmp_path: Path, tiny_study: dict[str, Any]) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Command:
-    def wardround_site(*arguments: object) -> subprocess.CompletedProcess[str]:
-        line = [str(Path(sys.executable).parent / "wardround-site"), *map(str, arguments)]
-        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    return partial(call, main, cwd=tmp_path)
 
-    return wardround_site
+
+def test_the_installed_command(run: Command, tmp_path: Path) -> None:
+    assert run("keygen", "keys").returncode == 0
+    line = [str(Path(sys.executable).parent / "wardround-site"), "keygen", "keys"]
+    again = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert again.returncode == 2 and len(again.stderr.splitlines()) == 2 and "Traceback" not in again.stderr
 
 
 def test_check_counts_and_names_what_is_left_out(run: Command, tmp_path: Path, study: Path) -> None:
@@ -130,9 +136,6 @@ def test_a_mistake_is_a_sentence_with_its_remedy(run: Command, tmp_path: Path, s
         done = run(*arguments)
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 2 and "Traceback" not in done.stderr
-    keys = ("keygen", tmp_path / "keys")
-    assert run(*keys).returncode == 0
-    assert run(*keys).returncode == 2
 
 
 def test_a_place_that_cannot_be_written_is_named(run: Command, tmp_path: Path) -> None:

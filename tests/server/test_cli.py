@@ -10,10 +10,16 @@ import pytest
 import tomli_w
 
 from common.study import Study, read_study
+from server.cli import main
 from server.run_folder import create_run
+from tests.command import Done, call
 
 
-def wardround(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def wardround(*arguments: str | Path) -> Done:
+    return call(main, *arguments)
+
+
+def wardround_process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "server.cli", *map(str, arguments)]
     return subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
 
@@ -26,7 +32,7 @@ def study_file(small_study: Callable[..., Study], tmp_path: Path) -> Path:
 
 
 def test_plan_prints_the_hash_that_sites_approve(study_file: Path, small_study: Callable[..., Study]) -> None:
-    done = wardround("plan", study_file)
+    done = wardround_process("plan", study_file)
     assert done.returncode == 0
     assert small_study().hash in done.stdout
     assert "local_steps = 2" in done.stdout
@@ -150,7 +156,7 @@ def test_a_faulty_registry_stops_a_run_before_it_begins(
 def test_features_that_a_site_leaves_out_are_listed(study_file: Path, registry_file: Path, tmp_path: Path) -> None:
     lines = registry_file.read_text().splitlines()
     registry_file.write_text("\n".join([lines[0], *(f"{line.rpartition(',')[0]}," for line in lines[1:])]))
-    done = wardround("simulate", study_file, "--runs", tmp_path / "runs", "--arms", "base")
+    done = wardround_process("simulate", study_file, "--runs", tmp_path / "runs", "--arms", "base")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "a: left out: z: all values are missing" in done.stdout
 

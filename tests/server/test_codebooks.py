@@ -1,8 +1,6 @@
 """One codebook for all sites: agreed by messages before the first round, and the same in every arm."""
 
 import json
-import subprocess
-import sys
 import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +16,7 @@ from common.questions.codebook_file import read_codebook, to_toml
 from common.registry.registry import concat_registries
 from common.study import Study, read_study
 from common.tasks.site_questions import own_codebook, training_rows
+from server.cli import main
 from server.codebooks import common_codebook
 from server.frames import build_frames, registries
 from server.mailbox import Mailbox
@@ -31,6 +30,7 @@ from server.simulation import (
     site_contexts,
 )
 from server.sites import configure_sites, name_sites
+from tests.command import call
 
 FEDERATED = {"ask": ["category"], "per_patient": 2, "codebook": "federated"}
 
@@ -168,8 +168,6 @@ def test_two_codebooks_are_compared_on_the_command_line(small_study: Callable[..
     study = small_study()
     for registry in registries(study, study.sites.train):
         write_text(tmp_path / f"{registry.site}.toml", to_toml(own_codebook(registry, study)))
-    line = [sys.executable, "-m", "server.cli", "codebook-diff", str(tmp_path / "a.toml")]
-    apart = subprocess.run([*line, str(tmp_path / "b.toml")], capture_output=True, text=True, check=False)
-    same = subprocess.run([*line, str(tmp_path / "a.toml")], capture_output=True, text=True, check=False)
+    apart, same = (call(main, "codebook-diff", tmp_path / "a.toml", tmp_path / f"{site}.toml") for site in "ba")
     assert (apart.returncode, same.returncode) == (1, 0)
     assert "age: counts: " in apart.stdout and same.stdout == "no difference\n"

@@ -12,8 +12,10 @@ from common.address import Address, free_port
 from common.errors import UserError
 from common.keys import make_site_key
 from server.certs import make_certificates
+from server.cli import main
 from server.coordinator import CONNECTION, Coordinator, add_site, flower, prepare, site_keys
 from server.serve import Serving
+from tests.command import call
 
 
 @pytest.fixture
@@ -72,11 +74,14 @@ def test_nobody_there_is_said(coordinator: Coordinator) -> None:
 
 
 def test_mistakes_at_the_command_line_end_with_2(tmp_path: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        line = [str(Path(sys.executable).parent / "wardround"), *arguments]
-        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-
     for arguments in (("serve", "nowhere"), ("sites", "add", "c", "north", "absent.pub"), ("run",)):
-        done = run(*arguments)
+        done = call(main, *arguments, cwd=tmp_path)
         assert done.returncode == 2, done.stdout + done.stderr
         assert len(done.stderr.splitlines()) == 2 and "Traceback" not in done.stderr
+
+
+def test_a_mistake_at_the_installed_command_ends_with_2(tmp_path: Path) -> None:
+    line = [str(Path(sys.executable).parent / "wardround"), "serve", "nowhere"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) == 2 and "Traceback" not in done.stderr
