@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.errors import UserError
@@ -45,8 +45,8 @@ def make_site_key(folder: Path) -> tuple[Path, Path]:
     return private, public
 
 
-def check_public_key(path: Path) -> None:
-    """Refuse a file that is not the public half of a P-384 key.
+def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
+    """The public half of a P-384 key.
 
     Raises:
         UserError: missing, unreadable, another kind of key, or a private key.
@@ -63,3 +63,36 @@ def check_public_key(path: Path) -> None:
         raise UserError(
             f"{path}: not a P-384 key.", "Make one with `wardround-site keygen` or `ssh-keygen -t ecdsa -b 384`."
         )
+    return key
+
+
+def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """A site's own key.
+
+    Raises:
+        UserError: missing, unreadable, encrypted, or another kind of key.
+    """
+    try:
+        key = serialization.load_ssh_private_key(path.read_bytes(), None)
+    except OSError:
+        raise UserError(f"{path}: cannot be read.", "Give the site.key that `wardround-site keygen` made.") from None
+    except (TypeError, ValueError, UnsupportedAlgorithm):
+        # TypeError is what the library raises for a key under a passphrase.
+        raise UserError(f"{path}: not a private key without passphrase.", "Give this site's site.key.") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise UserError(f"{path}: not a P-384 key.", "Give the site.key that `wardround-site keygen` made.")
+    return key
+
+
+def sign(key: ec.EllipticCurvePrivateKey, message: bytes) -> bytes:
+    """ECDSA over SHA-384."""
+    return key.sign(message, ec.ECDSA(hashes.SHA384()))
+
+
+def signed_by(key: ec.EllipticCurvePublicKey, signature: bytes, message: bytes) -> bool:
+    """Whether the holder of the key signed the message (`sign`)."""
+    try:
+        key.verify(signature, message, ec.ECDSA(hashes.SHA384()))
+    except InvalidSignature:
+        return False
+    return True

@@ -6,6 +6,7 @@ DIR/
   flower/       Flower's own folder, with the address under which the coordinator is reached from here
   state.db      SQLite: runs, nodes, messages; a restart goes on from it
   executor.secret   only the holder may take the coordinator's tasks
+  bulk/         what the bulk channel may move, where there is one (server/bulk_spool.py)
   logs/
 """
 
@@ -20,7 +21,7 @@ import tomli_w
 
 from common.address import Address
 from common.errors import UserError
-from common.keys import check_public_key, write_private
+from common.keys import read_public_key, write_private
 from common.processes import flower_environment, installed_command
 from server.certs import Certificates, in_folder
 
@@ -50,6 +51,10 @@ class Coordinator:
         return self.folder / "executor.secret"
 
     @property
+    def bulk(self) -> Path:
+        return self.folder / "bulk"
+
+    @property
     def logs(self) -> Path:
         return self.folder / "logs"
 
@@ -65,7 +70,7 @@ def add_site(coordinator: Coordinator, name: str, public_key: Path) -> Path:
     Raises:
         UserError: not a P-384 public key, or the name or the key is already known.
     """
-    check_public_key(public_key)
+    read_public_key(public_key)
     content = public_key.read_bytes()
     for other, path in site_keys(coordinator).items():
         if path.read_bytes().split()[:2] == content.split()[:2]:
