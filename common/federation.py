@@ -114,6 +114,10 @@ class Rounds(Strict):
     quorum: Positive | None = None
     """Updates that must arrive for a round to count; every training site unless given."""
     deadline_s: float = Field(default=3600.0, gt=0)
+    """Seconds that a round's sites have to send their updates."""
+    on_missing: Literal["go-on", "stop", "wait"] = "go-on"
+    """Where updates are missing at the deadline: `go-on`, the others are folded if they reach the quorum, else the run
+    stops; `stop`, the run stops; `wait`, the missing sites are asked again and again until all have answered."""
     weights: Literal["uniform", "patients", "questions", "informative"] = "uniform"
     """What a site's part in the mean goes by; `informative`: its question groups with unequal rewards."""
     proximal: float = Field(default=0.0, ge=0)
@@ -125,6 +129,15 @@ class Rounds(Strict):
     least, so that where the last is damaged the one before is there. Every round's figures stay."""
     validation_patients: int = Field(default=40, ge=0)
     """Patients a site puts aside from training to draw the learning curve each round; 0 for none."""
+
+    @model_validator(mode="after")
+    def quorum_fits(self) -> "Rounds":
+        if self.quorum is not None and self.on_missing != "go-on":
+            raise ValueError(
+                f"rounds.quorum is given, but on_missing = {self.on_missing!r} folds no round without all sites; "
+                "remove it or set on_missing = 'go-on'"
+            )
+        return self
 
     @model_validator(mode="after")
     def robust_folds_count_sites(self) -> "Rounds":

@@ -1,5 +1,6 @@
 """A round's updates: asking for them, refusing what is not one, keeping the others on disk until they are folded."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
 from flwr.app import Message, RecordDict
@@ -45,17 +46,23 @@ def accept(reply: Message, context: RoundContext, model: State, site: str) -> tu
     return values, Contribution(site, figures(reply, "metrics"), byte_count(sent), sha256(model))
 
 
-def gather(box: Mailbox, context: RoundContext, model: State, store: RoundStore) -> dict[str, Contribution]:
-    """Ask every site to train and keep what it sends on the disk; sites whose update lies there are not asked."""
+def gather(
+    box: Mailbox, context: RoundContext, model: State, store: RoundStore, sites: Collection[str], deadline_s: float
+) -> dict[str, Contribution]:
+    """Ask sites to train and keep what they send on the disk; those whose update lies there are not asked.
+
+    Returns:
+        all updates of the round that are on the disk, those of sites that are away now among them.
+    """
     here: dict[str, Contribution] = {}
     now = sha256(model)
-    for site in box.nodes:
+    for site in context.study.sites.train:
         note = store.received(context.round, site).with_suffix(".json")
         if note.exists() and (kept := Contribution(**read_json(note))).model_sha256 == now:
             here[site] = kept
     content = RecordDict({"round": context.record(), "model": to_record(model)})
-    contents = {site: content for site in box.nodes if site not in here}
-    for site, reply in box.ask("train", context.round, contents, context.study.rounds.deadline_s):
+    contents = {site: content for site in sites if site not in here}
+    for site, reply in box.ask("train", context.round, contents, deadline_s):
         if reply.has_error():
             box.log.write("site_refused", site=site, round=context.round, fault=reply.error.reason or "")
             continue
@@ -71,14 +78,3 @@ def gather(box: Mailbox, context: RoundContext, model: State, store: RoundStore)
         box.log.write("update_received", site=site, round=context.round, bytes=contribution.bytes,
                       figures=contribution.figures)  # fmt: skip
     return dict(sorted(here.items()))
-
-
-def check_quorum(context: RoundContext, here: dict[str, Contribution]) -> None:
-    missing = [site for site in context.study.sites.train if site not in here]
-    if len(here) >= context.study.quorum:
-        return
-    raise RoundFailed(
-        f"Round {context.round} has {len(here)} usable updates of the {context.study.quorum} that it needs; "
-        f"none from {', '.join(missing)}.",
-        "events.jsonl says why. Finished rounds and the updates received are kept: put it right and resume the run.",
-    )

@@ -19,13 +19,14 @@ from common.update.tensors import BadUpdate, State, byte_count, check_finite, to
 from server.codebooks import common_codebook
 from server.exchange import Counts, RoundContext, check_reply, figures
 from server.fold import Folded, fold, normalised
-from server.gathering import Contribution, check_quorum, gather
+from server.gathering import Contribution, gather
 from server.mailbox import Mailbox
+from server.missing import updates
 from server.model_file import ModelFile
 from server.outer import next_model, outer_optimizer
 from server.round_store import Checkpoint, RoundStore
 from server.run_folder import EventLog
-from server.sites import configure_sites, name_sites
+from server.sites import DESCRIBE_S, Roll, configure_sites, study_content
 
 EVALUATED = ("patients", "questions", "right", "boxed", "seconds")
 """Figures of the answer to `evaluate`, as client/egress.py lets them out."""
@@ -115,18 +116,17 @@ def spent(here: dict[str, Contribution], curve: Counts, waited: float, wall: flo
     }
 
 
-def one_round(box: Mailbox, context: RoundContext, before: Checkpoint, store: RoundStore) -> Checkpoint:
+def one_round(box: Mailbox, roll: Roll, context: RoundContext, before: Checkpoint, store: RoundStore) -> Checkpoint:
     """From a finished round's checkpoint to the next one's, saved.
 
     Raises:
-        RoundFailed: fewer usable updates than the study's quorum.
+        RoundFailed: updates are missing, and the study neither waits for them nor goes on without them.
     """
     start = time.monotonic()
     study, number = context.study, context.round
-    box.log.write("round_started", round=number, rounds=study.rounds.rounds, sites=sorted(box.nodes))
-    here = gather(box, context, before.model, store)
+    box.log.write("round_started", round=number, rounds=study.rounds.rounds, sites=sorted(study.sites.train))
+    here = updates(box, roll, context, lambda sites, left: gather(box, context, before.model, store, sites, left))
     gathered = time.monotonic() - start
-    check_quorum(context, here)
     after, folded = folded_step(context, before, store, weights_of(study, here))
     stepped = time.monotonic()
     curve = evaluate_sites(box, context, after.model)
@@ -181,11 +181,15 @@ def run_rounds(grid: Grid, study: Study, run: str, folder: Path, store: RoundSto
     latest = store.latest()
     if latest is not None and latest.round == study.rounds.rounds:
         return latest
-    box = Mailbox(grid, name_sites(grid, study, log), log)
-    configure_sites(box, study, folder, common_codebook(box, study, store.folder))
+    roll = Roll(grid, study, log)
+    needed = len(study.sites.train) if latest is None else study.quorum
+    box = Mailbox(grid, roll.assemble(needed, DESCRIBE_S), log)
+    content = study_content(study, folder, common_codebook(box, study, store.folder))
+    configure_sites(box, study, content)
+    roll.begin(box.nodes, content)
     checkpoint = latest or first_checkpoint(box, study, run, folder, store)
     if latest is not None:
         log.write("resumed", round=latest.round)
     for number in range(checkpoint.round + 1, study.rounds.rounds + 1):
-        checkpoint = one_round(box, RoundContext(study, run, number), checkpoint, store)
+        checkpoint = one_round(box, roll, RoundContext(study, run, number), checkpoint, store)
     return checkpoint

@@ -1,6 +1,9 @@
-"""Before the first round: which node is which site, and giving every site the study."""
+"""Which connected node is which site, and giving every site the study: before the first round, and while sites leave,
+come back and come as other nodes between rounds."""
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flwr.app import ConfigRecord, RecordDict
@@ -19,51 +22,119 @@ DESCRIBE_S = 60.0
 """How long connected nodes may take to say their names, and named sites to appear."""
 
 
+@dataclass
+class Roll:
+    """The nodes that are connected and the names that they said.
+
+    Attributes:
+        names: node id -> name, the longest known first; nodes that left stay, in case they come back.
+        ready: site -> the node that has accepted the study.
+        away: training sites that were not connected when they were last looked for.
+        doubles: nodes that were refused because another one is the site that they say they are.
+        content: what a site is sent before its first round (`study_content`).
+    """
+
+    grid: Grid
+    study: Study
+    log: EventLog
+    names: dict[int, str] = field(default_factory=dict)
+    ready: dict[str, int] = field(default_factory=dict)
+    away: set[str] = field(default_factory=set)
+    doubles: set[int] = field(default_factory=set)
+    content: RecordDict = field(default_factory=RecordDict)
+
+    def listen(self, wait_s: float) -> dict[str, list[int]]:
+        """Ask new nodes for their names; returns name -> the connected nodes that say it."""
+        connected = list(self.grid.get_node_ids())
+        unnamed = {f"node {node}": node for node in connected if node not in self.names}
+        box = Mailbox(self.grid, unnamed, self.log)
+        for node, reply in box.ask("query.describe", 0, {name: RecordDict() for name in unnamed}, wait_s):
+            if reply.has_error():
+                self.log.write("site_refused", site=node, round=0, fault=reply.error.reason or "")
+            else:
+                self.names[unnamed[node]] = str(reply.content.config_records["site"]["name"])
+        claims: dict[str, list[int]] = {}
+        for node_id, name in self.names.items():
+            if node_id in connected:
+                claims.setdefault(name, []).append(node_id)
+        return claims
+
+    def assemble(self, needed: int, wait_s: float) -> dict[str, int]:
+        """Training site -> node id at the start of a run, when all are there, or `needed` of them and time is up.
+
+        Raises:
+            UserError: fewer are there in time, or two nodes say the same name.
+        """
+        end, train = time.monotonic() + wait_s, self.study.sites.train
+        while True:
+            claims = self.listen(max(1.0, end - time.monotonic()))
+            for name in train:
+                if len(claims.get(name, ())) > 1:
+                    raise UserError(f"Two nodes say that they are site {name!r}.", "Stop one of them.")
+            missing = [name for name in train if name not in claims]
+            if not missing or time.monotonic() >= end:
+                break
+            time.sleep(min(1.0, max(0.0, end - time.monotonic())))
+        if len(train) - len(missing) < needed:
+            raise UserError(
+                f"The run needs site {missing[0]!r} ({len(missing)} of {len(train)} named sites are not connected).",
+                "Start them with `wardround-site join`, or take them out of sites.train.",
+            )
+        here = sorted(set(train) - set(missing))
+        self.log.write("sites_named", sites=here, others=sorted(set(claims) - set(train)))
+        return {name: claims[name][0] for name in here}
+
+    def begin(self, nodes: Mapping[str, int], content: RecordDict) -> None:
+        """These sites have accepted the study; others that come are to be sent it."""
+        self.ready, self.content = dict(nodes), content
+        self.away = set(self.study.sites.train) - set(nodes)
+
+    def call(self, number: int) -> dict[str, int]:
+        """Training site -> node id of those that can take part now; the others are named in the log.
+
+        A site that was away, or comes as another node, is given the study first. Of two nodes with one name the one
+        that is known longer is taken.
+
+        Args:
+            number: the round.
+        """
+        claims = self.listen(DESCRIBE_S)
+        here = {name: claims[name] for name in sorted(self.study.sites.train) if name in claims}
+        for name, claimed in here.items():
+            for double in set(claimed[1:]) - self.doubles:
+                self.doubles.add(double)
+                self.log.write("site_refused", site=name, round=number, fault="another node is this site already")
+        away = set(self.study.sites.train) - set(here)
+        for event, sites in (("site_away", away - self.away), ("site_back", self.away - away)):
+            for site in sorted(sites):
+                self.log.write(event, site=site, round=number)
+        self.away = away
+        nodes = {name: claimed[0] for name, claimed in here.items()}
+        self.welcome({site: node for site, node in nodes.items() if self.ready.get(site) != node}, number)
+        return {site: node for site, node in nodes.items() if self.ready.get(site) == node}
+
+    def welcome(self, nodes: dict[str, int], number: int) -> None:
+        """Give the study to sites that came later than the others; who does not take it is left out for now."""
+        box, contents = Mailbox(self.grid, nodes, self.log), dict.fromkeys(nodes, self.content)
+        for site, reply in box.ask("query.configure", number, contents, self.study.rounds.deadline_s):
+            if reply.has_error():
+                self.log.write("site_refused", site=site, round=number, fault=reply.error.reason or "")
+                continue
+            self.ready[site] = nodes[site]
+            self.log.write("site_configured", site=site, **figures(reply, "counts"))
+
+
 def name_sites(grid: Grid, study: Study, log: EventLog, wait_s: float = DESCRIBE_S) -> dict[str, int]:
-    """Site name -> node id of the study's training sites.
+    """Site name -> node id of all training sites of the study.
 
     Raises:
         UserError: a named site is not there in time, or two nodes say the same name.
     """
-    end = time.monotonic() + wait_s
-    names: dict[int, str] = {}
-    while True:
-        unnamed = {f"node {node}": node for node in grid.get_node_ids() if node not in names}
-        box = Mailbox(grid, unnamed, log)
-        left = max(1.0, end - time.monotonic())
-        for node, reply in box.ask("query.describe", 0, {name: RecordDict() for name in unnamed}, left):
-            if reply.has_error():
-                log.write("site_refused", site=node, round=0, fault=reply.error.reason or "")
-            else:
-                names[unnamed[node]] = str(reply.content.config_records["site"]["name"])
-        sites: dict[str, int] = {}
-        for node_id, name in names.items():
-            if name in sites and name in study.sites.train:
-                raise UserError(f"Two nodes say that they are site {name!r}.", "Stop one of them.")
-            sites[name] = node_id
-        missing = [name for name in study.sites.train if name not in sites]
-        if not missing:
-            break
-        if time.monotonic() >= end:
-            raise UserError(
-                f"The run needs site {missing[0]!r} ({len(missing)} of {len(study.sites.train)} named sites are "
-                "not connected).",
-                "Start them with `wardround-site join`, or take them out of sites.train.",
-            )
-        time.sleep(min(1.0, max(0.0, end - time.monotonic())))
-    log.write("sites_named", sites=sorted(study.sites.train), others=sorted(set(sites) - set(study.sites.train)))
-    return {name: sites[name] for name in sorted(study.sites.train)}
+    return Roll(grid, study, log).assemble(len(study.sites.train), wait_s)
 
 
-def configure_sites(box: Mailbox, study: Study, folder: Path, codebook: Codebook | None = None) -> Counts:
-    """Send the study, the built-in model and the codebook that sites share to every site; all must accept.
-
-    Returns:
-        site -> `patients`, `questions`.
-
-    Raises:
-        UserError: a site refuses or does not answer.
-    """
+def study_content(study: Study, folder: Path, codebook: Codebook | None = None) -> RecordDict:
+    """What a site is sent before its first round: the study, the built-in model and the codebook that sites share."""
     values: dict[str, str] = {"json": study.message, "hash": study.hash}
     content = RecordDict()
     if study.model.base == BUILT_IN:
@@ -72,6 +143,18 @@ def configure_sites(box: Mailbox, study: Study, folder: Path, codebook: Codebook
     content["study"] = ConfigRecord(dict(values))
     if codebook is not None:
         content["codebook"] = ConfigRecord({"toml": to_toml(codebook)})
+    return content
+
+
+def configure_sites(box: Mailbox, study: Study, content: RecordDict) -> Counts:
+    """Send every site what `study_content` made; all must accept.
+
+    Returns:
+        site -> `patients`, `questions`.
+
+    Raises:
+        UserError: a site refuses or does not answer.
+    """
     counts: Counts = {}
     contents = dict.fromkeys(box.nodes, content)
     for site, reply in box.ask("query.configure", 0, contents, study.rounds.deadline_s):

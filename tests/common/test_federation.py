@@ -42,6 +42,8 @@ def test_chains_that_cannot_work_are_refused(update: dict[str, Any], fault: str)
         ({"fold": {"name": "median"}, "weights": "patients"}, "gives every site one voice"),
         ({"fold": {"name": "mean", "trim": 1}}, "trim"),
         ({"keep_checkpoints": 1}, "keep_checkpoints"),
+        ({"quorum": 1, "on_missing": "wait"}, "on_missing = 'wait' folds no round without all sites"),
+        ({"quorum": 1, "on_missing": "stop"}, "on_missing = 'stop' folds no round without all sites"),
     ],
 )
 def test_rounds_that_cannot_work_are_refused(rounds: dict[str, Any], fault: str) -> None:

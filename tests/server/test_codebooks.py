@@ -29,7 +29,7 @@ from server.simulation import (
     simulated_codebook,
     site_contexts,
 )
-from server.sites import configure_sites, name_sites
+from server.sites import configure_sites, name_sites, study_content
 from tests.command import call
 
 FEDERATED = {"ask": ["category"], "per_patient": 2, "codebook": "federated"}
@@ -148,7 +148,7 @@ def test_sites_refuse_a_codebook_that_the_study_does_not_name(
     grid, log = InProcessGrid(load_client_app(), site_contexts(study, tmp_path)), EventLog(tmp_path / "events.jsonl")
     box = Mailbox(grid, name_sites(grid, study, log), log)
     with pytest.raises(UserError, match="the codebook in the message is not whole, or not the one of this study"):
-        configure_sites(box, study, tiny_model, other)
+        configure_sites(box, study, study_content(study, tiny_model, other))
 
 
 def test_a_site_that_refuses_its_counts_is_named(small_study: Callable[..., Study], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 
 from common.errors import UserError
+from common.federation import Rounds
 from common.study import Study
 from common.update.chain import chain, encode
 from common.update.tensors import State, from_record, sha256, to_record
@@ -303,3 +304,95 @@ def test_one_name_twice_is_refused(run: Run, tmp_path: Path) -> None:
     grid.contexts[9] = Context(1, 9, {"name": "a"}, RecordDict(), {})
     with pytest.raises(UserError, match="Two nodes say that they are site 'a'"):
         name_sites(grid, run.study, EventLog(tmp_path / "events.jsonl"), wait_s=0.1)
+
+
+class ChangingGrid(FaultyGrid):
+    """Nodes leave and come: which are connected is worked out from what the sites have been asked so far."""
+
+    def __init__(self, run: Run, connected: Callable[[set[tuple[str, int]]], set[int]]) -> None:
+        super().__init__(run.sites.app())
+        self.connected = lambda: connected(set(run.sites.trained))
+
+    def get_node_ids(self) -> Iterable[int]:
+        connected = self.connected()
+        return [node for node in super().get_node_ids() if node in connected]
+
+
+def declared(run: Run, **rounds: Any) -> Run:
+    changed = Rounds.model_validate({**run.study.rounds.model_dump(), **rounds})
+    run.study = run.sites.study = run.study.model_copy(update={"rounds": changed})
+    return run
+
+
+def test_a_site_that_is_away_is_named_and_takes_part_again(run: Run) -> None:
+    """b is away in round 2 and comes back as another node; the round goes on by its quorum."""
+    declared(run, rounds=3)
+
+    def connected(trained: set[tuple[str, int]]) -> set[int]:
+        return {2, 3, 4} if ("a", 1) not in trained else {2, 4} if ("a", 2) not in trained else {2, 4, 9}
+
+    grid = ChangingGrid(run, connected)
+    grid.contexts[9] = Context(1, 9, {"name": "b"}, RecordDict(), {})
+    assert same(run.go(grid), plus(2.0 + 2.0 + 2.0))
+    assert run.sites.trained == [(s, r) for r in (1, 2, 3) for s in SITES if (s, r) != ("b", 2)]
+    told = run.events("site_away", "site_back", "round_goes_on")
+    assert [(e["event"], e["round"], e.get("site") or e.get("missing")) for e in told] == [
+        ("site_away", 2, "b"), ("round_goes_on", 2, ["b"]), ("site_back", 3, "b"),
+    ]  # fmt: skip
+    assert [e["site"] for e in run.events("site_configured")] == ["a", "b", "c", "b"], "the new node gets the study"
+    assert [e["sites"] for e in run.events("sites_asked")] == [["a", "b", "c"], ["a", "c"], ["a", "b", "c"]]
+
+
+def test_a_site_that_comes_back_before_the_deadline_is_asked_then(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """b is away when round 2 begins, and the quorum needs it."""
+    monkeypatch.setattr("server.missing.LOOK_S", 0.05)
+    declared(run, quorum=3, deadline_s=30.0)
+    looks: list[int] = []
+
+    def connected(trained: set[tuple[str, int]]) -> set[int]:
+        if ("c", 2) in trained:
+            looks.append(1)
+        return {2, 3, 4} if ("c", 1) not in trained or len(looks) > 2 else {2, 4}
+
+    assert same(run.go(ChangingGrid(run, connected)), plus(4.0))
+    assert [e["sites"] for e in run.events("sites_asked")] == [["a", "b", "c"], ["a", "c"], ["b"]]
+    assert [(e["event"], e["round"]) for e in run.events("site_away", "site_back")] == [
+        ("site_away", 2), ("site_back", 2),
+    ]  # fmt: skip
+
+
+def test_a_second_node_of_a_sites_name_is_refused_while_the_run_goes_on(run: Run) -> None:
+    grid = ChangingGrid(run, lambda trained: {2, 3, 4} if ("a", 1) not in trained else {2, 3, 4, 9})
+    grid.contexts[9] = Context(1, 9, {"name": "b"}, RecordDict(), {})
+    assert same(run.go(grid), plus(4.0))
+    assert [(e["site"], e["fault"]) for e in run.events("site_refused")] == [
+        ("b", "another node is this site already")
+    ]
+
+
+def test_a_study_that_waits_asks_until_all_have_answered(run: Run) -> None:
+    declared(run, rounds=1, quorum=None, on_missing="wait", deadline_s=0.3)
+    lost = [1, 2]
+    model = run.go(FaultyGrid(run.sites.app(), lambda message: [] if lost and lost.pop() else [message]))
+    assert same(model, plus(2.0))
+    assert [e["missing"] for e in run.events("round_waits")] == [["b"], ["b"]]
+    assert [e["sites"] for e in run.events("sites_asked")] == [["a", "b", "c"], ["b"], ["b"]]
+
+
+def test_a_study_that_stops_does_so_with_what_has_arrived(run: Run) -> None:
+    declared(run, quorum=None, on_missing="stop", deadline_s=0.5)
+    with pytest.raises(RoundFailed, match="Round 2 has 2 usable updates of the 3 that it needs; none from b"):
+        run.go(FaultyGrid(run.sites.app(), failing, number=2))
+    assert run.store.received(2, "a").exists() and run.store.finished() == [0, 1]
+
+
+def test_what_arrived_from_a_site_counts_when_it_is_away_at_the_resume(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.rounds.DESCRIBE_S", 0.1)
+    declared(run, rounds=1, quorum=3, deadline_s=0.3)
+    with pytest.raises(RoundFailed):
+        run.go(FaultyGrid(run.sites.app(), lambda _: []))
+    declared(run, quorum=2)
+    assert same(run.go(ChangingGrid(run, lambda _: {3, 4})), plus(2.0)), "a's is there, b is asked again"
+    assert run.sites.trained == [("a", 1), ("b", 1), ("c", 1), ("b", 1)]

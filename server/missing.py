@@ -1,0 +1,63 @@
+"""What becomes of a round whose sites are not all there (`rounds.on_missing`): who is asked when, and when the round
+is complete, waits or stops.
+
+A site that is away is looked for until the deadline and asked as soon as it is back. A site that was asked and sent
+nothing that can be used is not asked again in this round, except where the study waits for all.
+"""
+
+import time
+from collections.abc import Callable
+
+from server.exchange import RoundContext
+from server.gathering import Contribution, RoundFailed
+from server.mailbox import Mailbox
+from server.sites import Roll
+
+LOOK_S = 2.0
+"""How often a site that is away is looked for."""
+AGAIN_S = 60.0
+"""Pause before all missing sites are asked again, where the study waits for them; the deadline where that is less."""
+
+Ask = Callable[[list[str], float], dict[str, Contribution]]
+"""Asks these sites to train and gives them so many seconds; returns all usable updates of the round that are here."""
+
+
+def updates(box: Mailbox, roll: Roll, context: RoundContext, ask: Ask) -> dict[str, Contribution]:
+    """The updates that the round is folded from.
+
+    Raises:
+        RoundFailed: updates are missing, and the study neither waits for them nor goes on without them.
+    """
+    study, log = context.study, box.log
+    rounds = study.rounds
+    end, asked = time.monotonic() + rounds.deadline_s, set[str]()
+    while True:
+        box.nodes = roll.call(context.round)
+        now = [site for site in box.nodes if site not in asked]
+        if now:
+            log.write("sites_asked", round=context.round, sites=now)
+        here = ask(now, max(0.0, end - time.monotonic()))
+        asked.update(now)
+        missing = [site for site in study.sites.train if site not in here]
+        left = end - time.monotonic()
+        if not missing:
+            return here
+        if rounds.on_missing == "go-on" and len(here) >= study.quorum:
+            log.write("round_goes_on", round=context.round, missing=missing)
+            return here
+        if left > 0 and not asked.issuperset(missing):
+            time.sleep(min(LOOK_S, left))
+        elif rounds.on_missing == "wait":
+            log.write("round_waits", round=context.round, missing=missing)
+            time.sleep(min(AGAIN_S, rounds.deadline_s))
+            end, asked = time.monotonic() + rounds.deadline_s, set(here)
+        else:
+            raise failed(context, here, missing)
+
+
+def failed(context: RoundContext, here: dict[str, Contribution], missing: list[str]) -> RoundFailed:
+    return RoundFailed(
+        f"Round {context.round} has {len(here)} usable updates of the {context.study.quorum} that it needs; "
+        f"none from {', '.join(missing)}.",
+        "events.jsonl says why. Finished rounds and the updates received are kept: put it right and resume the run.",
+    )
