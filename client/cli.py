@@ -255,6 +255,9 @@ def join(
     ca: Annotated[Path, typer.Option("--ca", help="The coordinator's CA certificate.")],
     key: Annotated[Path, typer.Option("--key", help="This site's private key.")],
     state: StateFolder = None,
+    bulk: Annotated[
+        str | None, typer.Option("--bulk", help="HOST:PORT of the coordinator's bulk channel, where it has one.")
+    ] = None,
     attempts: Annotated[
         int | None, typer.Option("--attempts", min=1, help="Give up after so many failed starts; never unless given.")
     ] = None,
@@ -266,7 +269,8 @@ def join(
     from common.processes import end_on_termination
 
     site = site_in(config, state)
-    joining = Joining(config.resolve(), site.state, parse_address(coordinator), ca.resolve(), key.resolve())
+    channel = parse_address(bulk) if bulk is not None else None
+    joining = Joining(config.resolve(), site.state, parse_address(coordinator), ca.resolve(), key.resolve(), channel)
     end_on_termination()
     console.print(f"This site's folder and logs: {site.state}", soft_wrap=True)
     try:

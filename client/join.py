@@ -4,7 +4,7 @@ Everything is outbound: the SuperNode asks the coordinator for messages over TLS
 on loopback only, for the executor, which proves itself with a secret.
 
     STATE/
-      node.toml         what the app is told about this site: its file and its folder
+      node.toml         what the app is told about this site: its file, its folder, how it reaches the bulk channel
       executor.secret
       flower/           Flower's own folder
       logs/
@@ -50,6 +50,8 @@ class Joining:
     coordinator: Address
     ca: Path
     key: Path
+    bulk: Address | None = None
+    """The coordinator's bulk channel, where it has one."""
 
 
 def check(joining: Joining) -> str:
@@ -106,6 +108,8 @@ class Node:
             write_private(self.secret, secrets.token_bytes(32))
         place = state / "node.toml"
         values = {"site-config": str(self.joining.config), "state-dir": str(state)}
+        if self.joining.bulk is not None:
+            values |= {"bulk": str(self.joining.bulk), "ca": str(self.joining.ca), "key": str(self.joining.key)}
         place.write_text(tomli_w.dumps(values), encoding="utf-8")
         return place
 

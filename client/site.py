@@ -5,13 +5,15 @@ only the hospital's side needs. Where the file and the folder are comes from the
 (`--node-config` of the SuperNode, set by the hospital), never from a message.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flwr.app import Context
+from pydantic import Field
 
 from client.egress import Door
 from client.policy import Policy
+from common.address import Address, parse_address
 from common.errors import UserError
 from common.launcher import Launcher
 from common.registry.config import RegistryConfig, read_registry_config, read_values
@@ -28,6 +30,17 @@ class Settings(Strict):
     """Runs whose optimiser states and updates stay here, the last ones; all unless given."""
     launcher: Launcher | None = None
     """The command that starts local training as a job of its own; in this process unless given."""
+    bulk_mb_per_s: float | None = Field(default=None, gt=0)
+    """Most that the bulk channel moves, in million bytes a second; no limit unless given."""
+
+
+@dataclass(frozen=True)
+class BulkEnd:
+    """How this site reaches the coordinator's bulk channel (`wardround-site join --bulk`)."""
+
+    coordinator: Address
+    ca: Path
+    key: Path
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,7 @@ class Site:
     settings: Settings
     state: Path
     """The site's own folder: model cache, questions, optimiser states, updates, logs."""
+    bulk: BulkEnd | None = None
 
     @property
     def name(self) -> str:
@@ -60,8 +74,9 @@ def read_site(path: Path, state: Path) -> Site:
 def site_of(context: Context) -> Site:
     """The site that this node is.
 
-    `node_config` keys: `site-config` (path of the site's file), `state-dir` (its folder), and `approve-all`
-    (true only where a simulation plays the hospital).
+    `node_config` keys: `site-config` (path of the site's file), `state-dir` (its folder); where there is a bulk
+    channel, `bulk` (its address), `ca` and `key` (paths); and `approve-all` (true only where a simulation plays the
+    hospital).
 
     Raises:
         UserError: a key is missing, or the site's file is wrong.
@@ -71,7 +86,10 @@ def site_of(context: Context) -> Site:
         if key not in node:
             raise UserError(f"The node has no {key!r}.", f"Start it with --node-config '{key}=\"...\"'.")
     site = read_site(Path(str(node["site-config"])), Path(str(node["state-dir"])))
+    if "bulk" in node:
+        end = BulkEnd(parse_address(str(node["bulk"])), Path(str(node["ca"])), Path(str(node["key"])))
+        site = replace(site, bulk=end)
     if node.get("approve-all") is True:
         permissive = site.settings.policy.model_copy(update={"approve_all": True})
-        site = Site(site.registry, site.settings.model_copy(update={"policy": permissive}), site.state)
+        site = replace(site, settings=site.settings.model_copy(update={"policy": permissive}))
     return site

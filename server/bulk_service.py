@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from common.address import Address
 from common.bulk.opening import CHALLENGE_BYTES, CHUNK, METHODS, SERVICE, Opening, Transfer, options, to_sign
 from common.bulk.pace import Pace
+from common.command import run
 from common.disk import disk_fault
 from common.errors import UserError
 from common.keys import read_public_key, signed_by
@@ -206,4 +207,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,14 +1,17 @@
-"""A coordinator on this machine: Flower's SuperLink and an executor of its own, watched over.
+"""A coordinator on this machine, watched over: Flower's SuperLink, an executor, and the bulk channel if there is one.
 
 The control paths of Flower's one port have no authentication: whoever reaches the port and holds `ca.pem`
 can start runs. So the default is to listen on loopback; see docs/operators.md for listening further out.
 """
 
+import sys
 import time
+from collections.abc import Callable
 
 from common.address import Address, answers
 from common.errors import UserError
 from common.processes import Process, flower_environment, installed_command
+from server.bulk_settings import read_bulk_settings
 from server.coordinator import Coordinator
 
 START_S = 60.0
@@ -16,9 +19,10 @@ START_S = 60.0
 
 
 class Serving:
-    """A running coordinator: SuperLink and executor. Use as a context manager.
+    """A running coordinator: SuperLink, executor and, where its folder says so, the bulk channel. Use as a context
+    manager.
 
-    A SuperLink that ends is started again on its database; so is the executor (`watch`).
+    A SuperLink that ends is started again on its database; so are the others (`watch`).
     """
 
     def __init__(self, coordinator: Coordinator, address: Address, simulation: bool = False) -> None:
@@ -26,6 +30,7 @@ class Serving:
         self.coordinator = coordinator
         self.address = address
         self.simulation = simulation
+        self.bulk = read_bulk_settings(coordinator)
         self.environment = flower_environment(coordinator.flower)
         self.children: dict[str, Process] = {}
 
@@ -54,6 +59,12 @@ class Serving:
             "--superexec-auth-secret-file", str(self.coordinator.secret),
         ]  # fmt: skip
 
+    def bulk_command(self) -> list[str]:
+        assert self.bulk is not None
+        limit = [] if self.bulk.mb_per_s is None else ["--mb-per-s", str(self.bulk.mb_per_s)]
+        folder, host, port = str(self.coordinator.folder), self.address.host, str(self.bulk.port)
+        return [sys.executable, "-m", "server.bulk_service", folder, "--host", host, "--port", port, *limit]
+
     def start_child(self, name: str, line: list[str]) -> None:
         # An empty folder of its own: Flower puts its start folder on the path of what it starts.
         folder = self.coordinator.folder / "work"
@@ -61,25 +72,34 @@ class Serving:
         self.children[name] = Process(line, self.coordinator.logs / f"{name}.log", self.environment, folder)
 
     def start(self) -> None:
-        """Start both and wait until the SuperLink answers.
+        """Start all and wait until they answer.
 
         Raises:
-            UserError: the port is taken, or the SuperLink ended; the log is named.
+            UserError: a port is taken, or the SuperLink or the bulk channel ended; the log is named.
         """
         if answers(self.address.from_here, self.coordinator.certificates.ca):
             raise UserError(f"{self.address}: a coordinator is already running here.", "Stop it or choose --port.")
-        self.start_child("superlink", self.superlink_command())
-        end = time.monotonic() + START_S
-        while not answers(self.address.from_here, self.coordinator.certificates.ca):
-            if not self.children["superlink"].running or time.monotonic() > end:
-                log = self.children["superlink"].log
-                raise UserError("The SuperLink did not start.", f"See {log}.")
-            time.sleep(0.2)
+        self.start_listening("superlink", self.superlink_command(), self.address)
+        if self.bulk is not None:
+            self.start_listening("bulk", self.bulk_command(), Address(self.address.host, self.bulk.port))
         self.start_child("executor", self.executor_command())
+
+    def start_listening(self, name: str, line: list[str], address: Address) -> None:
+        """Raises: UserError where nothing answers at `address` in time."""
+        self.start_child(name, line)
+        end = time.monotonic() + START_S
+        while not answers(address.from_here, self.coordinator.certificates.ca):
+            if not self.children[name].running or time.monotonic() > end:
+                raise UserError(f"The {name} did not start.", f"See {self.children[name].log}.")
+            time.sleep(0.2)
 
     def watch(self) -> list[str]:
         """Start again what has ended; returns the names of those."""
-        lines = {"superlink": self.superlink_command, "executor": self.executor_command}
+        lines: dict[str, Callable[[], list[str]]] = {
+            "superlink": self.superlink_command,
+            "executor": self.executor_command,
+            "bulk": self.bulk_command,
+        }
         ended = [name for name, child in self.children.items() if not child.running]
         for name in ended:
             self.children[name].stop()
@@ -87,7 +107,7 @@ class Serving:
         return ended
 
     def stop(self) -> None:
-        for name in ("executor", "superlink"):
+        for name in ("executor", "bulk", "superlink"):
             if name in self.children:
                 self.children[name].stop()
 

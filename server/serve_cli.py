@@ -69,13 +69,25 @@ def serve(
         str, typer.Option(help="Address to listen on; see docs/operators.md before 0.0.0.0.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    bulk_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Offer the bulk channel on this port; none unless given.")
+    ] = None,
+    bulk_above_mb: Annotated[float, typer.Option(min=0, help="Payloads above this size take the channel.")] = 250.0,
+    bulk_mb_per_s: Annotated[
+        float | None, typer.Option(min=0.001, help="Most that one site moves by the channel; no limit unless given.")
+    ] = None,
 ) -> None:
     """Run a coordinator until stopped: TLS, registered sites only, a database that survives a restart."""
     from common.processes import end_on_termination
+    from server.bulk_settings import BulkSettings, write_bulk_settings
     from server.serve import Serving
 
     coordinator, address = coordinator_in(folder), Address(host, port)
     prepare(coordinator, address)
+    bulk = None
+    if bulk_port is not None:
+        bulk = BulkSettings(port=bulk_port, above_mb=bulk_above_mb, mb_per_s=bulk_mb_per_s)
+    write_bulk_settings(coordinator, bulk)
     end_on_termination()
     console.print(f"Starting a coordinator on {address}; logs in {coordinator.logs}", soft_wrap=True)
     try:

@@ -5,7 +5,9 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ from typing import Any
 import polars as pl
 import pytest
 import tomli_w
+from flwr.app import Context, RecordDict
 
 from client.cli import main
-from client.join import Joining, check, only_one
+from client.join import Joining, Node, check, only_one
+from client.site import BulkEnd, site_of
 from common.address import Address, free_port
 from common.errors import UserError
 from common.keys import make_site_key
@@ -161,6 +165,14 @@ def test_a_key_that_others_can_read_is_refused(joining: Joining) -> None:
     joining.key.chmod(0o640)
     with pytest.raises(UserError, match="others can read this key"):
         check(joining)
+
+
+def test_the_app_is_told_how_to_reach_the_bulk_channel_where_there_is_one(joining: Joining) -> None:
+    assert "bulk" not in tomllib.loads(Node(joining).write_files().read_text())
+    address = Address("coordinator.example.org", 8001)
+    told = tomllib.loads(Node(replace(joining, bulk=address)).write_files().read_text())
+    site = site_of(Context(1, 1, told, RecordDict(), {}))
+    assert site.bulk == BulkEnd(address, joining.ca, joining.key)
 
 
 def test_a_missing_file_is_named(joining: Joining) -> None:

@@ -11,6 +11,7 @@ import pytest
 from common.address import Address, free_port
 from common.errors import UserError
 from common.keys import make_site_key
+from server.bulk_settings import BulkSettings, write_bulk_settings
 from server.certs import make_certificates
 from server.cli import main
 from server.coordinator import CONNECTION, Coordinator, add_site, flower, prepare, site_keys
@@ -64,6 +65,18 @@ def test_the_superlink_is_started_with_every_guard(coordinator: Coordinator) -> 
     assert {"--enable-supernode-auth", "--disable-runtime-dependency-installation"} <= set(line)
     assert line[line.index("--isolation") + 1] == "process"
     assert line[line.index("--superexec-auth-secret-file") + 1] == str(coordinator.secret)
+
+
+def test_the_bulk_channel_listens_where_the_coordinator_does(coordinator: Coordinator) -> None:
+    address = Address("127.0.0.1", 8000)
+    coordinator.folder.mkdir(exist_ok=True)
+    assert Serving(coordinator, address).bulk is None
+    write_bulk_settings(coordinator, BulkSettings(port=8001, mb_per_s=2.5))
+    line = Serving(coordinator, address).bulk_command()
+    assert line[2:] == ["server.bulk_service", str(coordinator.folder), "--host", "127.0.0.1", "--port", "8001",
+                        "--mb-per-s", "2.5"]  # fmt: skip
+    write_bulk_settings(coordinator, None)
+    assert Serving(coordinator, address).bulk is None
 
 
 def test_nobody_there_is_said(coordinator: Coordinator) -> None:
