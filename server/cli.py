@@ -171,35 +171,11 @@ def export(
 
 @app.command()
 def status(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Where a run stands: its last finished rounds, and what went wrong on the way."""
-    from server.run_folder import open_run, read_events
+    """Where a run stands: its last finished rounds, who took part in each, and what went wrong on the way."""
+    from server.run_folder import open_run
+    from server.status import print_status
 
-    folder = open_run(run)
-    about, study = folder.about(), folder.study()
-    table = Table("arm", "seed", "site", "round", "validation")
-    troubles, finished = [], False
-    last: dict[tuple[str, int, str], dict[str, Any]] = {}
-    for event in read_events(folder.events):
-        if event["event"] == "round_finished":
-            last[event["arm"], event["seed"], event.get("site", "")] = event
-        finished = finished or event["event"] == "run_finished"
-        if event["event"] in TROUBLES:
-            troubles.append(event)
-    for (arm, seed, site), event in sorted(last.items()):
-        accuracy = event.get("accuracy")
-        shown = "" if accuracy is None else f"{100 * accuracy:.1f} %"
-        table.add_row(arm, str(seed), site, f"{event['round']} of {study.rounds.rounds}", shown)
-    console.print(f"{folder.path}  arms {', '.join(about['arms'])}  seeds {about['seeds']}", soft_wrap=True)
-    console.print(table)
-    for event in troubles:
-        what = f"{event['event']}: site {event.get('site') or '?'}, round {event.get('round', '?')}"
-        console.print(f"{what}: {event.get('fault', event.get('kind', ''))}", soft_wrap=True, markup=False)
-    if (folder.path / "report.html").exists():
-        console.print(f"report  {folder.path / 'report.html'}", soft_wrap=True)
-    console.print("finished" if finished else "not finished")
-
-
-TROUBLES = ("site_refused", "site_silent", "site_unreachable", "update_refused", "reply_refused")
+    print_status(open_run(run), console)
 
 
 def named_arms(text: str) -> list[str]:
