@@ -88,7 +88,7 @@ class Trained:
 
     update: State
     model: State
-    """The coordinator's model, which the update changes. Does not leave."""
+    """What of the coordinator's model the update changes. Does not leave."""
     steps: list[Step]
     """The study's update chain, which made the update. Does not leave."""
     round: int

@@ -43,6 +43,7 @@ from common.evaluation.probe import pass_rates
 from common.evaluation.scoring import right
 from common.grpo.launch import JobEnded, JobOutOfMemory, JobTrainer
 from common.grpo.local import LocalResult, LocalTrainer, by_step
+from common.models.adapters import trained_in_round
 from common.models.policy import Policy, load_policy, load_trainable, trainable_state
 from common.questions.codebook import Codebook
 from common.questions.codebook_file import to_toml
@@ -260,18 +261,20 @@ class SiteStudy:
         keep_runs(self.site.state, folder, self.site.settings.keep_runs)
         asked = {"round": task.round, "first_step": task.first_step, "steps": task.steps, "model": sha256(model)}
         last = json.loads((folder / "last.json").read_text()) if (folder / "last.json").exists() else None
-        steps = chain(self.study.update)
+        steps, before = chain(self.study.update), trained_in_round(self.study.model, task.round, model)
         if last is not None and last["asked"] == asked:
-            return Trained(update=load_file(folder / last["file"]), model=model, steps=steps, **last["figures"])
+            return Trained(update=load_file(folder / last["file"]), model=before, steps=steps, **last["figures"])
         about = self.about()
         policy = self.policy(model)
         state_step = goes_on_from(last, task)
         result = self.learn(task, folder, state_step)
         told = json.dumps(by_step(result))
         write(folder / f"steps-{task.round:04d}.json", lambda part: part.write_text(told))
-        left = read_left_over(folder / "state", state_step)
-        update, left = encode(steps, model, trainable_state(policy), left)
-        write_left_over(folder / "state", task.first_step + task.steps, left, kept=state_step)
+        after = trained_in_round(self.study.model, task.round, trainable_state(policy))
+        earlier = read_left_over(folder / "state", state_step)
+        update, left = encode(steps, before, after, earlier)
+        # With what other rounds' factors left over.
+        write_left_over(folder / "state", task.first_step + task.steps, earlier | left, kept=state_step)
         figures: dict[str, Any] = {
             "round": task.round,
             "patients": about["patients"],
@@ -288,7 +291,7 @@ class SiteStudy:
         for old in folder.glob("update-*.safetensors"):
             if old.name != file:
                 old.unlink()
-        return Trained(update=update, model=model, steps=steps, **figures)
+        return Trained(update=update, model=before, steps=steps, **figures)
 
     def evaluate(self, task: Task, model: State) -> Evaluated:
         """Counts over the validation questions, answered by the round's model."""

@@ -148,6 +148,11 @@ class Rounds(Strict):
             )
         return self
 
+    @property
+    def plain_mean(self) -> bool:
+        """Whether the next model is the sites' weighted mean itself."""
+        return self.fold == Mean() and self.outer == Sgd()
+
     def smallest_fold(self) -> int:
         """Updates that the fold needs at least."""
         match self.fold:

@@ -114,11 +114,14 @@ class Curriculum(Strict):
         return bool(self.drop)
 
 
+Average = Literal["frozen-a", "alternating", "residual", "separate"]
+
+
 class Lora(Strict):
     rank: Positive = 8
     alpha: Positive = 32
-    freeze_a: bool = True
-    """With A frozen the mean of B is the exact mean of the products, and linear."""
+    average: Average = "frozen-a"
+    """Which of the factors A and B are trained, and how the sites' become one (common/models/adapters.py)."""
 
 
 class Builtin(Strict):
@@ -171,6 +174,11 @@ class Model(Strict):
     dtype: Literal["float32", "bfloat16"] = "float32"
     lora: Lora = Lora()
     builtin: Builtin = Builtin()
+
+    @property
+    def factors_apart(self) -> bool:
+        """Whether a round averages both LoRA factors, each for itself."""
+        return self.trainable == "lora" and self.lora.average in ("residual", "separate")
 
 
 class Rewards(Strict):
@@ -291,10 +299,10 @@ class Study(Strict):
                 "update.steps has 'sparse-bf16' but what is trained is not a whole bfloat16 model; set model.dtype "
                 "= 'bfloat16' and model.trainable = 'all', or choose other steps"
             )
-        if self.model.trainable == "lora" and not self.model.lora.freeze_a and len(self.sites.train) > 1:
+        if self.model.factors_apart and not self.rounds.plain_mean:
             raise ValueError(
-                "model.lora.freeze_a is false: averaging A and B apart is not the average of the sites' "
-                "models; set freeze_a = true or model.trainable = 'all'"
+                f"model.lora.average {self.model.lora.average!r} is defined by the sites' mean alone; set "
+                "rounds.fold = {name = 'mean'} and rounds.outer = {name = 'sgd', lr = 1.0}, or choose another average"
             )
         if self.grpo.reference_every is not None:
             if not self.grpo.beta:

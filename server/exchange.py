@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message
 
+from common.models.adapters import trained_in_round
 from common.study import Study
-from common.update.tensors import BadUpdate
+from common.update.tensors import BadUpdate, State
 
 Counts = dict[str, dict[str, float]]
 """Site -> figures."""
@@ -24,6 +25,10 @@ class RoundContext:
     @property
     def first_step(self) -> int:
         return (self.round - 1) * self.study.rounds.local_steps
+
+    def trained(self, model: State) -> State:
+        """What of the model this round's sites train and send."""
+        return trained_in_round(self.study.model, self.round, model)
 
     def record(self) -> ConfigRecord:
         """The `round` record of a message."""

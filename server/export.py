@@ -37,6 +37,8 @@ def export(folder: RunFolder, job: Job, number: int | None, form: Form, place: P
     lora = study.model.trainable == "lora"
     if form == "adapter" and not lora:
         raise UserError("This study trains all parameters; there is no adapter.", "Export the whole model.")
+    if form == "adapter" and study.model.lora.average == "residual":
+        raise UserError("The frozen weights were corrected too: the adapter fits no other.", "Export the whole model.")
     checkpoint = find(RoundStore(folder.arm(job.seed, job.arm, job.site)), number)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise UserError(f"{place}: there is something here already.", "Give --to a new folder.")

@@ -93,6 +93,14 @@ def new_buffer() -> np.ndarray:
     return np.empty(PIECE * 4, np.uint8)
 
 
+def whole(file: ModelFile, name: str, shape: torch.Size, buffer: np.ndarray) -> Tensor:
+    """One tensor of a model, float64."""
+    values = torch.empty(shape.numel(), dtype=torch.float64)
+    for begin, end in pieces(shape.numel(), 1):
+        values[begin:end] = file.read(name, begin, end, buffer)
+    return values.reshape(shape)
+
+
 def assembled(before: State, together: int, piece: Piece) -> Iterator[tuple[str, Tensor]]:
     """Tensor by tensor, filled by `piece(out, name, begin, end)`."""
     for name, model in sorted(before.items()):

@@ -42,7 +42,7 @@ def accept(reply: Message, context: RoundContext, model: State, site: str) -> tu
     sent = from_record(reply.content.array_records["update"], site)
     if sha256(sent) != reply.content.config_records["manifest"].get("sha256"):
         raise BadUpdate(site, "the update's bytes are not those of its manifest")
-    values = decode(chain(context.study.update), model, sent, site)
+    values = decode(chain(context.study.update), context.trained(model), sent, site)
     return values, Contribution(site, figures(reply, "metrics"), byte_count(sent), sha256(model))
 
 

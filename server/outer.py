@@ -89,16 +89,19 @@ def outer_optimizer(spec: federation.Outer, state: State) -> OuterOptimizer:
 
 def next_model(outer: OuterOptimizer, model: State, folded: Iterable[tuple[str, Tensor]]) -> State:
     """The next global model, in the names, shapes and types of `model`."""
-    return {name: rounded(outer, name, model[name], mean) for name, mean in folded}
+    return {
+        name: rounded(outer.state, name, outer.step(name, model[name].double(), mean), model[name].dtype)
+        for name, mean in folded
+    }
 
 
-def rounded(outer: OuterOptimizer, name: str, model: Tensor, mean: Tensor) -> Tensor:
-    after = outer.step(name, model.double(), mean)
-    if model.dtype != torch.bfloat16:
-        return after.to(model.dtype)
+def rounded(state: State, name: str, after: Tensor, dtype: torch.dtype) -> Tensor:
+    """`after` (float64) in the model's type; `state` keeps what rounding to bfloat16 leaves, and has it from before."""
+    if dtype != torch.bfloat16:
+        return after.to(dtype)
     residual = f"residual/{name}"
-    if residual in outer.state:
-        after = after + outer.state[residual]
+    if residual in state:
+        after = after + state[residual]
     nearest = after.to(torch.bfloat16)
-    outer.state[residual] = (after - nearest).float()
+    state[residual] = (after - nearest).float()
     return nearest

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from common.models.policy import load_policy, trainable_state
 from common.study import Study
 from common.update.tensors import BadUpdate, State, byte_count, check_finite, to_record
+from server.adapters import measure_and_correct
 from server.codebooks import common_codebook
 from server.exchange import Counts, RoundContext, check_reply, figures
 from server.fold import Folded, fold, normalised
@@ -42,19 +43,26 @@ def weights_of(study: Study, here: dict[str, Contribution]) -> dict[str, float]:
 def folded_step(
     context: RoundContext, before: Checkpoint, store: RoundStore, weights: dict[str, float]
 ) -> tuple[Checkpoint, Folded]:
-    """The next model and outer state, without notes, and how the models were folded.
+    """The next model and outer state, and how the models were folded.
+
+    The notes have `adapter_bias` where LoRA's factors are averaged apart: what that lost (server/adapters.py).
 
     Raises:
         BadUpdate: the outer step leaves values that are not finite.
     """
-    rounds, number = context.study.rounds, context.round
+    study, rounds, number = context.study, context.study.rounds, context.round
     outer = outer_optimizer(rounds.outer, dict(before.outer))
+    trained, notes = context.trained(before.model), {}
     with ExitStack() as opened:
         files = {site: opened.enter_context(ModelFile(store.received(number, site))) for site in weights}
-        folded = fold(rounds.fold, weights, files, before.model)
-        model = next_model(outer, before.model, folded.tensors)
+        folded = fold(rounds.fold, weights, files, trained)
+        model = before.model | next_model(outer, trained, folded.tensors)
+        if study.model.factors_apart:
+            lora = study.model.lora
+            corrected, notes["adapter_bias"] = measure_and_correct(lora, weights, files, model, outer.state)
+            model |= corrected
     check_finite(model, f"the outer step of round {number}")
-    return Checkpoint(number, number * rounds.local_steps, model, outer.state, {}), folded
+    return Checkpoint(number, number * rounds.local_steps, model, outer.state, notes), folded
 
 
 def evaluate_sites(box: Mailbox, context: RoundContext, model: State) -> Counts:
@@ -133,6 +141,7 @@ def one_round(box: Mailbox, roll: Roll, context: RoundContext, before: Checkpoin
     waited = gathered + time.monotonic() - stepped
     baseline: Counts = before.notes["baseline"]
     notes = {
+        **after.notes,
         "accuracy": pooled_accuracy(curve),
         "baseline": baseline,
         "sites": points(curve, baseline),

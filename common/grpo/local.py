@@ -34,6 +34,7 @@ from common.grpo.rewards import letters_of, reward_terms
 from common.grpo.stepping import OwnSteps
 from common.grpo.trainer import PrefixTrainer
 from common.grpo.zero import ZeroSteps
+from common.models.adapters import train_factors_of_round
 from common.models.policy import Policy, trainable_parameters, trainable_state
 from common.study import Study
 
@@ -225,6 +226,12 @@ class LocalTrainer:
                 "Under DeepSpeed there is AdamW alone, without the pull of rounds.proximal or a moving reference.",
                 "Remove {zero2} or {zero3} from the launcher.",
             )
+        if set(parameters) != set(self.policy.changing):
+            raise UserError(
+                f"Under DeepSpeed a round trains all that a run changes, but model.lora.average is "
+                f"{self.study.model.lora.average!r}.",
+                "Choose 'frozen-a', or remove {zero2} or {zero3} from the launcher.",
+            )
         self.trainer.zero = ZeroSteps(self.trainer.accelerator, self.trainer.scorer(), parameters, grpo, kept)
         return self.trainer.zero
 
@@ -257,6 +264,8 @@ class LocalTrainer:
         """
         grpo = self.study.grpo
         model, trainer = self.policy.model, self.trainer
+        if self.study.model.trainable == "lora":
+            train_factors_of_round(model, self.study.model, first_step // self.study.rounds.local_steps + 1)
         before = first_step if state_step is None else state_step
         reference = None
         if grpo.reference_every:
@@ -292,7 +301,8 @@ class LocalTrainer:
         trainer._metrics["train"].clear()
         seconds = time.perf_counter() - start
         end = first_step + steps
-        tensors = stepping.state()
+        # With what is kept of factors that other rounds train.
+        tensors = kept | stepping.state()
         if rank() == 0:
             save_whole(tensors, state_dir / f"optimizer-{end}.safetensors")
             if reference:

@@ -47,9 +47,11 @@ def state_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[st
 
 @torch.no_grad()
 def restore(optimizer: Any, names: list[str], tensors: dict[str, Tensor]) -> None:
-    """Put `state_tensors` back into a new optimiser over the same parameters."""
+    """Put `state_tensors` back into a new optimiser; a parameter that is new to it starts afresh."""
     group = optimizer.param_groups[0]
     for index, (name, parameter) in enumerate(zip(names, group["params"], strict=True)):
+        if f"step/{name}" not in tensors:
+            continue
         state = optimizer.state[parameter]
         if isinstance(optimizer, torch.optim.AdamW):
             moments = {key: tensors[f"{key}/{name}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}

@@ -1,7 +1,7 @@
 """A model, its tokenizer and what of it is trained.
 
-The federated state is the flat, sorted dict of trainable tensors: every parameter (`all`) or the LoRA
-factors (`lora`; with A frozen, B alone, whose mean over sites is the exact mean of the products).
+The federated state is the flat, sorted dict of the tensors that a run changes: every parameter (`all`), or what
+`model.lora.average` says (`lora`; with A frozen, B alone, whose mean over sites is the exact mean of the products).
 """
 
 from dataclasses import dataclass
@@ -9,17 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from common.errors import UserError
-from common.study import BUILT_IN, Model, Study
-
-ADAPTER = "default"
-"""PEFT's and TRL's name for the adapter that is trained."""
+from common.models.adapters import add_adapter, changing_names
+from common.study import BUILT_IN, Study
 
 
 @dataclass(frozen=True)
@@ -30,6 +26,8 @@ class Policy:
     """Text that opens the assistant's turn (C-Reason: "Let's think step by step.")."""
     answer_cue: str
     """Text after which the next token is the letter: the reading by likelihood."""
+    changing: tuple[str, ...]
+    """Names of the tensors that a run changes, sorted. A round may train some of them only."""
 
     @property
     def eos(self) -> list[int]:
@@ -72,22 +70,29 @@ def prefill_of(study: Study) -> str:
 
 
 def trainable_parameters(policy: Policy) -> dict[str, nn.Parameter]:
+    """What the round under way trains."""
     return {n: p for n, p in sorted(policy.model.named_parameters()) if p.requires_grad}
 
 
+def changing_parameters(policy: Policy) -> dict[str, nn.Parameter]:
+    """What a run changes, by sorted name."""
+    parameters = dict(policy.model.named_parameters())
+    return {name: parameters[name] for name in policy.changing}
+
+
 def trainable_state(policy: Policy) -> dict[str, Tensor]:
-    """Copies of the trainable tensors on the CPU, by sorted name."""
-    return {n: p.detach().cpu().clone() for n, p in trainable_parameters(policy).items()}
+    """Copies of the tensors that a run changes on the CPU, by sorted name."""
+    return {n: p.detach().cpu().clone() for n, p in changing_parameters(policy).items()}
 
 
 @torch.no_grad()
 def load_trainable(policy: Policy, state: dict[str, Tensor]) -> None:
-    """Put `state` in place of the trainable tensors, bit for bit.
+    """Put `state` in place of the tensors that a run changes, bit for bit.
 
     Raises:
         ValueError: names, shapes or dtypes differ from the policy's.
     """
-    own = trainable_parameters(policy)
+    own = changing_parameters(policy)
     if set(own) != set(state):
         raise ValueError(f"trainable tensors differ: {sorted(set(own) ^ set(state))[:3]}")
     for name, parameter in own.items():
@@ -95,23 +100,6 @@ def load_trainable(policy: Policy, state: dict[str, Tensor]) -> None:
         if value.shape != parameter.shape or value.dtype != parameter.dtype:
             raise ValueError(f"{name}: {value.dtype} {tuple(value.shape)}, expected {parameter.dtype}")
         parameter.copy_(value)
-
-
-def add_adapter(model: nn.Module, spec: Model, seed: int) -> nn.Module:
-    """LoRA on all linear layers; A is drawn from the study's seed, so it is the same at every site."""
-    config = LoraConfig(
-        r=spec.lora.rank, lora_alpha=spec.lora.alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    torch.manual_seed(seed)
-    adapted = get_peft_model(model, config, adapter_name=ADAPTER)
-    if spec.lora.freeze_a:
-        for layer in adapted.modules():
-            if isinstance(layer, LoraLayer):
-                # PEFT makes an adapter trainable whenever it switches it on again, as after the KL term's
-                # reference, but for the tensors named here.
-                layer.frozen_peft_weight_names = {ADAPTER: ("lora_A",)}
-                layer.set_adapter(ADAPTER)
-    return adapted
 
 
 def load_policy(study: Study, folder: str | Path) -> Policy:
@@ -149,6 +137,5 @@ def load_policy(study: Study, folder: str | Path) -> Policy:
     # After the adapter: a GPU would draw another A than the sites without one. Evaluation runs where training does,
     # and TRL moves the model to the GPU when there is one.
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    if study.model.base == BUILT_IN:
-        return Policy(model, tokenizer, prefill_of(study), answer_cue="\n\\boxed{")
-    return Policy(model, tokenizer, prefill_of(study), "\n\nTherefore, the answer is \\boxed{")
+    cue = "\n\\boxed{" if study.model.base == BUILT_IN else "\n\nTherefore, the answer is \\boxed{"
+    return Policy(model, tokenizer, prefill_of(study), cue, changing_names(model, study.model))

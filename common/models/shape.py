@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from common.errors import UserError
-from common.models.policy import add_adapter
+from common.models.adapters import add_adapter
 from common.study import Study
 
 KNOWN: dict[str, dict[str, Any]] = {

@@ -84,7 +84,7 @@ def encode(steps: list[Step], before: State, after: State, left: State) -> tuple
     check_finite(after, "the model after the local steps")
     first = next((n for n, step in enumerate(steps) if step.feeds_back), len(steps))
     values = steps[0].encode(after, before)
-    values = {name: value + left[name] for name, value in values.items()} if left else values
+    values = {name: value + left[name] if name in left else value for name, value in values.items()}
     for step in steps[1:first]:
         values = step.encode(values, before)
     if first == len(steps):

@@ -24,9 +24,11 @@ SHIPPED = Path(__file__).parents[2] / "site_configs" / "synthetic" / "synthetic-
 
 @pytest.fixture
 def study(tiny_study: dict[str, Any], tiny_model: Path, request: pytest.FixtureRequest) -> Study:
-    """A test may ask for another `[update]` table."""
-    values = {**tiny_study, "sites": {"train": ["synthetic-north"]}, "model": {"base": str(tiny_model)}}
-    values["update"] = getattr(request, "param", {})
+    """A test may ask for other tables."""
+    values = {**tiny_study, "sites": {"train": ["synthetic-north"]}}
+    tables = getattr(request, "param", {})
+    values["update"] = tables.get("update", {})
+    values["model"] = {"base": str(tiny_model), **tables.get("model", {})}
     return parse_study(values | {"rounds": {**tiny_study["rounds"], "rounds": 4}}, "test")
 
 
@@ -130,7 +132,7 @@ def test_a_model_that_is_not_whole_is_refused(at_site: SiteStudy, model: State, 
     assert refused.value.code == BAD_MODEL
 
 
-@pytest.mark.parametrize("study", [{"steps": ["difference", "int4"]}], indirect=True)
+@pytest.mark.parametrize("study", [{"update": {"steps": ["difference", "int4"]}}], indirect=True)
 def test_what_an_update_does_not_say_is_kept_once_for_the_next(at_site: SiteStudy, model: State) -> None:
     """Whether a round is computed again or not, the next one starts from the same left-over."""
     at_site.configure(None, None)
@@ -149,6 +151,23 @@ def test_what_an_update_does_not_say_is_kept_once_for_the_next(at_site: SiteStud
     fresh.configure(None, None)
     fresh.train(task(1), model)
     assert same(fresh.train(task(2), model).update, second.update)
+
+
+BY_TURNS = {"trainable": "lora", "lora": {"average": "alternating"}}
+
+
+@pytest.mark.parametrize("study", [{"update": {"steps": ["difference", "int4"]}, "model": BY_TURNS}], indirect=True)
+def test_what_one_factor_left_over_waits_for_its_next_round(at_site: SiteStudy, model: State) -> None:
+    at_site.configure(None, None)
+    sent = [at_site.train(task(number), model).update for number in (1, 2)]
+    assert [{"lora_A" in name for name in update} for update in sent] == [{False}, {True}]
+    state = at_site.folder / "runs" / "run" / "state"
+    first, second = (load_file(state / f"left-over-{step}.safetensors") for step in (2, 4))
+    assert first and same(first, {name: second[name] for name in first}) and any("lora_A" in name for name in second)
+    third = at_site.train(task(3), model)
+    (state.parent / "last.json").unlink()
+    (state / "left-over-4.safetensors").unlink()
+    assert not same(at_site.train(task(3), model).update, third.update)
 
 
 LAUNCHER = "{python} -m common.grpo.job {folder}"

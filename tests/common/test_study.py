@@ -34,7 +34,22 @@ def values(**tables: Any) -> dict[str, Any]:
         ({"sites": {"train": ["a"]}}, "model.base is 'built-in' but sites.public is empty", "Name one in sites.public"),
         ({"rounds": {"quorum": 3}}, "rounds.quorum is 3 but sites.train names 2", "Lower the quorum"),
         ({"model": {"builtin": {"hidden": 65}}}, "model.builtin: hidden 65", "Choose for example"),
-        ({"model": {"trainable": "lora", "lora": {"freeze_a": False}}}, "model.lora.freeze_a is false", "Set freeze_a"),
+        (
+            {
+                "model": {"trainable": "lora", "lora": {"average": "separate"}},
+                "rounds": {"outer": {"name": "nesterov"}},
+            },
+            "model.lora.average 'separate' is defined by the sites' mean alone",
+            "Set rounds.fold",
+        ),
+        (
+            {
+                "model": {"trainable": "lora", "lora": {"average": "residual"}},
+                "rounds": {"fold": {"name": "mean", "max_norm": 1.0}},
+            },
+            "model.lora.average 'residual' is defined by the sites' mean alone",
+            "Set rounds.fold",
+        ),
     ],
 )  # fmt: skip
 def test_a_wrong_study_names_field_value_and_remedy(tables: dict[str, Any], what: str, remedy: str) -> None:

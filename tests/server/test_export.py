@@ -52,20 +52,27 @@ def plain(model: Any, tokenizer: Any, prompts: list[list[int]]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("trainable", "form"), [("all", "model"), ("lora", "model"), ("lora", "adapter")], ids=["all", "merged", "adapter"]
+    ("model", "form"),
+    [
+        ({}, "model"),
+        ({"trainable": "lora"}, "model"),
+        ({"trainable": "lora"}, "adapter"),
+        ({"trainable": "lora", "lora": {"average": "residual"}}, "model"),
+    ],
+    ids=["all", "merged", "adapter", "corrected"],
 )
 def test_the_folder_answers_as_the_trained_model(
-    small_study: Callable[..., Study], tiny_model: Path, tmp_path: Path, trainable: str, form: Any
+    small_study: Callable[..., Study], tiny_model: Path, tmp_path: Path, model: dict[str, Any], form: Any
 ) -> None:
-    study = small_study(model={"base": str(tiny_model), "trainable": trainable})
+    study = small_study(model={"base": str(tiny_model), **model})
     run = trained(study, tiny_model, tmp_path)
     place = export(run, FEDERATED, None, form, tmp_path / "out")
     kind: Any = AutoPeftModelForCausalLM if form == "adapter" else AutoModelForCausalLM
-    model, tokenizer = kind.from_pretrained(place).eval(), AutoTokenizer.from_pretrained(place)
+    loaded, tokenizer = kind.from_pretrained(place).eval(), AutoTokenizer.from_pretrained(place)
     questions = build_frames(study, tmp_path / "questions").test("held_out").head(12)
     texts = [f"{system}\n\n{prompt}\n" for system, prompt in questions.select("system", "prompt").iter_rows()]
     prompts = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    answers = plain(model, tokenizer, prompts)
+    answers = plain(loaded, tokenizer, prompts)
     assert answers == ours(run, study, tiny_model, prompts)
     untrained = load_policy(study, tiny_model)
     before = sample(untrained.model, prompts, 1, TOKENS, 0.0, untrained.eos, untrained.pad)
@@ -94,6 +101,15 @@ def test_what_cannot_be_exported_is_a_sentence(
     with pytest.raises(UserError, match="something here already"):
         export(run, FEDERATED, None, "model", taken)
     assert not (tmp_path / "out").exists() and (taken / "thesis.txt").exists()
+
+
+def test_an_adapter_whose_frozen_weights_were_corrected_is_not_exported_alone(
+    small_study: Callable[..., Study], tiny_model: Path, tmp_path: Path
+) -> None:
+    study = small_study(model={"base": str(tiny_model), "trainable": "lora", "lora": {"average": "residual"}})
+    run = create_run(tmp_path / "runs", study, [1], ["federated"], started=0.0)
+    with pytest.raises(UserError, match="frozen weights were corrected"):
+        export(run, FEDERATED, None, "adapter", tmp_path / "out")
 
 
 def test_a_small_site_is_listed_without_its_numbers(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -37,11 +38,18 @@ def bits(state: State) -> dict[str, list[int]]:
     return {name: t.view(pattern[t.element_size()]).flatten().tolist() for name, t in state.items()}
 
 
-@pytest.mark.parametrize("trainable", ["all", "lora"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"trainable": "all"},
+        *({"trainable": "lora", "lora": {"average": a}} for a in ("frozen-a", "alternating", "residual", "separate")),
+    ],
+    ids=["all", "frozen-a", "alternating", "residual", "separate"],
+)
 def test_one_site_federated_is_centralized(
-    small_study: Callable[..., Study], tiny_model: Path, tmp_path: Path, trainable: str
+    small_study: Callable[..., Study], tiny_model: Path, tmp_path: Path, model: dict[str, Any]
 ) -> None:
-    study = small_study(sites={"train": ["a"]}, model={"base": str(tiny_model), "trainable": trainable})
+    study = small_study(sites={"train": ["a"]}, model={"base": str(tiny_model), **model})
     apart, together = federated(study, tiny_model, tmp_path), pooled(study, tiny_model, tmp_path)
     assert apart.finished() == together.finished() == [0, 1, 2]
     for number in apart.finished():

@@ -19,7 +19,7 @@ from common.grpo.local import LocalResult, LocalTrainer, derive_seed
 from common.grpo.optimizer import restore, state_tensors
 from common.grpo.reference import save_whole
 from common.models.policy import load_policy, load_trainable, trainable_state
-from common.study import Study
+from common.study import Lora, Study
 
 State = dict[str, Tensor]
 
@@ -234,6 +234,25 @@ def test_lora_steps_leave_what_is_frozen(
     after = dict(policy.model.named_parameters())
     assert before.keys() == after.keys(), "parameters came or went"
     assert {name for name in before if not torch.equal(before[name], after[name])} == trained
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_rounds_train_the_factors_by_turns_and_go_on_with_each_ones_moments(
+    make_study: Callable[..., Study], train: Train, tiny_model: Path, tmp_path: Path, beta: float
+) -> None:
+    plain = make_study("lora", beta=beta)
+    study = plain.model_copy(
+        update={"model": plain.model.model_copy(update={"lora": Lora(average="alternating")}),
+                "rounds": plain.rounds.model_copy(update={"rounds": 3, "local_steps": 2})}
+    )  # fmt: skip
+    state = trainable_state(load_policy(study, tiny_model))
+    for first, moved in ((0, "lora_B"), (2, "lora_A"), (4, "lora_B")):
+        after, _ = train(study, tmp_path, first, 2, state=state)
+        assert {name for name in state if not torch.equal(state[name], after[name])} == {n for n in state if moved in n}
+        state = after
+    steps = {name: int(t) for name, t in load_file(tmp_path / "optimizer-6.safetensors").items() if "step/" in name}
+    assert {count for name, count in steps.items() if "lora_A" in name} == {2}
+    assert {count for name, count in steps.items() if "lora_B" in name} == {4}
 
 
 def test_many_trainers_share_one_model(

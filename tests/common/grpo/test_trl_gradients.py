@@ -108,6 +108,6 @@ def test_gradients_are_those_of_trl(
     if stale:
         inputs["old_per_token_logps"] = logps + 0.05 * batch["noise"]
     tokenizer: PreTrainedTokenizerBase = ours.policy.tokenizer
-    expected = gradient(theirs, Policy(theirs.model, tokenizer, "", ""), inputs)
+    expected = gradient(theirs, Policy(theirs.model, tokenizer, "", "", ()), inputs)
     assert (gradient(ours, ours.policy, inputs) - expected).norm() <= 1e-5 * expected.norm()
     assert expected.norm() > 0

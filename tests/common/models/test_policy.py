@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from common.errors import UserError
+from common.models.adapters import add_adapter
 from common.models.policy import Policy, load_policy, load_trainable, trainable_parameters, trainable_state
 from common.study import Study, parse_study
 
@@ -179,10 +181,28 @@ def test_an_adapter_begins_as_the_base_model(study: Make, tiny_model: Path) -> N
         assert torch.equal(plain.model(input_ids=ids).logits, adapted.model(input_ids=ids).logits)
 
 
-def test_both_factors_are_trained_where_a_is_not_frozen(study: Make, tiny_model: Path) -> None:
-    policy = load_policy(study("lora", lora={"freeze_a": False, "rank": 2}), tiny_model)
-    assert set(trainable_state(policy)) == set(factors(policy, "lora_A")) | set(factors(policy, "lora_B"))
-    assert {min(tensor.shape) for tensor in trainable_state(policy).values()} == {2}
+@pytest.mark.parametrize(
+    ("average", "changing", "trained"),
+    [
+        ("frozen-a", ["lora_B"], ["lora_B"]),
+        ("alternating", ["lora_A", "lora_B"], ["lora_B"]),
+        ("residual", ["base_layer.weight", "lora_A", "lora_B"], ["lora_A", "lora_B"]),
+        ("separate", ["lora_A", "lora_B"], ["lora_A", "lora_B"]),
+    ],
+)
+def test_how_factors_are_averaged_says_what_changes(
+    study: Make, tiny_model: Path, average: str, changing: list[str], trained: list[str]
+) -> None:
+    policy = load_policy(study("lora", lora={"average": average, "rank": 2}), tiny_model)
+    assert set(trainable_state(policy)) == {name for part in changing for name in factors(policy, part)}
+    assert set(trainable_parameters(policy)) == {name for part in trained for name in factors(policy, part)}
+    assert {min(tensor.shape) for tensor in factors(policy, "lora_").values()} == {2}
+
+
+def test_weights_that_are_not_laid_out_as_corrected_are_refused(tmp_path: Path, study: Make) -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=16, n_positions=8, n_embd=8, n_layer=1, n_head=1))
+    with pytest.raises(UserError, match="the model has Conv1D"):
+        add_adapter(model, study("lora", lora={"average": "residual"}).model, seed=1)
 
 
 SYSTEM_FIRST = "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{% endfor %}"
