@@ -210,7 +210,7 @@ class Grpo(Strict):
     warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "dr_grpo"
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"] = "dr_grpo"
     scale_rewards: Literal["group", "none"] = "group"
     beta: float = Field(default=0.0, ge=0)
     """KL coefficient to the reference, the base model; 0 holds no reference in memory."""

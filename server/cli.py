@@ -35,7 +35,12 @@ def plan(
     config: Annotated[Path | None, typer.Option(help="Folder of the base model's config.json.")] = None,
 ) -> None:
     """Print the resolved study and its SHA-256, which sites approve. Nothing is run."""
+    from common.models.context import check_context, known_config
+
     resolved = read_study(study)
+    found = known_config(resolved, config)
+    if found is not None:
+        check_context(resolved, found)
     console.print(resolved.to_toml(), markup=False, soft_wrap=True)
     console.print(f"SHA-256 {resolved.hash}", soft_wrap=True)
     if gpu:
@@ -46,7 +51,7 @@ def print_needs(study: Study, name: str, gpus: int, utilisation: float, config: 
     """Estimates of memory, time and traffic.
 
     Raises:
-        UserError: an unknown GPU, or a base model whose shape is not known.
+        UserError: an unknown GPU, or a base model whose shape is not known or whose context is too short.
     """
     from common.models.shape import read_config, shape_of
     from server.plan import GPUS, SHARDINGS, load_of, memory, round_bytes, step_seconds
@@ -72,10 +77,6 @@ def print_needs(study: Study, name: str, gpus: int, utilisation: float, config: 
     )
     for line in lines:
         console.print(line, soft_wrap=True)
-    limit, longest = shape.model.config.max_position_embeddings, study.grpo.max_prompt_tokens
-    needed = longest + max(study.grpo.max_completion_tokens, study.evaluation.max_completion_tokens)
-    if needed > limit:
-        console.print(f"lengths     up to {needed:,} tokens, but the model has {limit:,} positions", soft_wrap=True)
 
 
 @app.command("codebook-diff")

@@ -128,6 +128,8 @@ class LocalTrainer:
             temperature=grpo.temperature,
             # With one batch a step they are the same mean, and TRL takes dapo's over all processes.
             loss_type="dapo" if grpo.loss_type == "bnpo" and world() > 1 else grpo.loss_type,
+            # Of cispo it is the weight's upper bound itself, so TRL's 0.2 would cut the ratio of 1; TRL advises 5.
+            epsilon_high=5.0 if grpo.loss_type == "cispo" else None,
             scale_rewards=grpo.scale_rewards,
             reward_weights=[weight for _, weight in self.rewards],
             beta=grpo.beta,

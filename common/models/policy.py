@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from common.errors import UserError
 from common.models.adapters import add_adapter, changing_names
+from common.models.context import check_context
 from common.study import BUILT_IN, Study
 
 
@@ -106,12 +107,14 @@ def load_policy(study: Study, folder: str | Path) -> Policy:
     """Load the base model from a folder (or hub name) and make its trainable part ready.
 
     Raises:
-        UserError: the folder holds no model that transformers can load.
+        UserError: the folder holds no model that transformers can load, or one with too short a context for the study.
     """
     place = str(folder)
     if study.model.base != BUILT_IN and (place.startswith((".", "/")) or "\\" in place) and not Path(place).is_dir():
         raise UserError(f"model.base: {place} is not a folder.", "Give a folder with config.json, or a hub name.")
     try:
+        # Before the weights, which may be many gigabytes.
+        check_context(study, AutoConfig.from_pretrained(place).to_dict())
         tokenizer = AutoTokenizer.from_pretrained(place)
         dtype = getattr(torch, study.model.dtype)
         loaded: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, output_loading_info=True)

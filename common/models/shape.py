@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -10,22 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from common.errors import UserError
 from common.models.adapters import add_adapter
+from common.models.context import KNOWN, check_context
 from common.study import Study
-
-KNOWN: dict[str, dict[str, Any]] = {
-    "microsoft/phi-4": {
-        "model_type": "phi3",
-        "vocab_size": 100352,
-        "hidden_size": 5120,
-        "intermediate_size": 17920,
-        "num_hidden_layers": 40,
-        "num_attention_heads": 40,
-        "num_key_value_heads": 10,
-        "max_position_embeddings": 16384,
-        "pad_token_id": 100349,
-    }
-}
-"""Shapes of hub models that shipped studies name, so that they can be planned without a network."""
 
 
 @dataclass(frozen=True)
@@ -61,19 +46,21 @@ def read_config(study: Study, folder: Path | None) -> PreTrainedConfig:
     """The base model's configuration: of `folder`, of `model.base` where it is one, or of a known hub name.
 
     Raises:
-        UserError: none of them.
+        UserError: none of them, or the study's prompts and completions are longer than the model's context.
     """
     base = study.model.base
     place = folder or Path(base)
     if (place / "config.json").is_file():
-        return AutoConfig.from_pretrained(place)
-    if folder is None and base in KNOWN:
-        values = dict(KNOWN[base])
-        return AutoConfig.for_model(values.pop("model_type"), **values)
-    raise UserError(
-        f"{place}: there is no config.json, so what model.base weighs is not known.",
-        "Give the folder of the model's config.json with --config.",
-    )
+        config = AutoConfig.from_pretrained(place)
+    elif folder is None and base in KNOWN:
+        config = AutoConfig.for_model(**KNOWN[base])
+    else:
+        raise UserError(
+            f"{place}: there is no config.json, so what model.base weighs is not known.",
+            "Give the folder of the model's config.json with --config.",
+        )
+    check_context(study, config.to_dict())
+    return config
 
 
 def shape_of(study: Study, config: PreTrainedConfig) -> Shape:

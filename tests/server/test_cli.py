@@ -45,6 +45,13 @@ def test_plan_imports_no_torch(study_file: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_plan_refuses_lengths_that_the_model_cannot_hold(study_file: Path) -> None:
+    changed(study_file, "max_prompt_tokens = 1024", "max_prompt_tokens = 2047")
+    done = wardround("plan", study_file)
+    assert done.returncode == 2
+    assert "2,048 positions" in done.stderr and "SHA-256" not in done.stdout
+
+
 def changed(path: Path, old: str, new: str) -> Path:
     text = path.read_text()
     assert old in text

@@ -129,7 +129,6 @@ def test_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     print_needs(read_study(PAPER), "a100-80gb", 7, 0.4, None)
     printed = capsys.readouterr().out
     assert "ZeRO-3" in printed and "14,659,507,200" in printed and "days for 6,000 steps" in printed
-    assert "17,192 tokens, but the model has 16,384" in printed
     with pytest.raises(UserError, match="this GPU is not known"):
         print_needs(read_study(PAPER), "abacus", 1, 0.4, None)
 

@@ -147,7 +147,9 @@ def test_the_route_of_a_prompt_changes_nothing_but_rounding(
         assert 0 < apart < 1e-4 * moved, route
 
 
-@pytest.mark.parametrize(("loss_type", "trainable"), [("grpo", "all"), ("dapo", "lora"), ("dr_grpo", "all")])
+@pytest.mark.parametrize(
+    ("loss_type", "trainable"), [("grpo", "all"), ("dapo", "lora"), ("dr_grpo", "all"), ("cispo", "all")]
+)
 def test_groups_learned_one_after_the_other_change_nothing_but_rounding(
     make_study: Callable[..., Study],
     train: Train,

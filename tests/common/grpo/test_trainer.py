@@ -44,7 +44,7 @@ def loss_and_gradient(trainer: GRPOTrainer, model: nn.Module, inputs: dict[str, 
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3])
-@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "bnpo"])
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "bnpo", "cispo"])
 def test_loss_and_gradients_are_those_of_trl(
     make_study: Callable[..., Study], tiny_model: Path, questions: pl.DataFrame, loss_type: str, beta: float
 ) -> None:
@@ -78,6 +78,19 @@ def test_loss_and_gradients_are_those_of_trl(
     torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-6)
     assert theirs[1].norm() > 1e-3
     assert (ours[1] - theirs[1]).norm() <= 2e-5 * theirs[1].norm()
+
+
+def test_cispo_is_dapo_on_policy(
+    make_study: Callable[..., Study], tiny_model: Path, questions: pl.DataFrame
+) -> None:
+    """The ratio is 1, so its bound must not cut it; both are means over the step's tokens."""
+    gradients = []
+    for loss_type in ("cispo", "dapo"):
+        study = make_study(loss_type=loss_type)
+        local = LocalTrainer(load_policy(study, tiny_model), study, questions, "somewhere")
+        gradients.append(loss_and_gradient(local.trainer, local.policy.model, rolled_out(local))[1])
+    assert gradients[1].norm() > 1e-3
+    assert (gradients[0] - gradients[1]).norm() <= 1e-6 * gradients[1].norm()
 
 
 @pytest.mark.parametrize("trainable", ["all", "lora"])
