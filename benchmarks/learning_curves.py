@@ -3,9 +3,12 @@
 One synthetic hospital of studies/demo.toml, its settings, the built-in model. LocalTrainer takes the steps of one
 side; on the other, TRL's GRPOTrainer is run as its documentation runs it, `trainer.train()` with its defaults but for
 the study's settings, float32 and the CPU. Completions are drawn from other random numbers, so the curves are equal
-up to noise only. Each run has a process of its own, and the two sides of a seed follow each other.
+up to noise only. With `--frozen` the learning rate is next to nothing, so that the weights stay the base model's and
+the two sides' rewards differ by the sampling alone. Each run has a process of its own, and the two sides of a seed
+follow each other.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.learning_curves [--quick] [--steps N] [--plot FILE] [--cache FOLDER]
+    OMP_NUM_THREADS=1 python -m benchmarks.learning_curves
+        [--quick] [--steps N] [--seeds N] [--frozen] [--plot FILE] [--cache FOLDER]
 """
 
 import argparse
@@ -37,8 +40,9 @@ from common.tasks.site_questions import site_questions
 from server.frames import registries
 
 DEMO = Path(__file__).parent.parent / "studies" / "demo.toml"
-SEEDS, STEPS = (1, 2, 3), 36
-QUICK_SEEDS, QUICK_STEPS = (1, 2), 4
+SEEDS, STEPS = 5, 150
+QUICK_SEEDS, QUICK_STEPS = 2, 4
+FROZEN_RATE = 1e-12
 QUICK_MODEL = Builtin(hidden=32, layers=1, warmup_steps=20, warmup_batch=8)
 SIDES = {"ours": "this repository", "trl": "TRL"}
 WINDOWS = 6
@@ -88,12 +92,14 @@ class Follow(TrainerCallback):
             self.curve.add(logs["reward"])
 
 
-def chosen_study(quick: bool, steps: int) -> Study:
+def chosen_study(quick: bool, steps: int, frozen: bool = False) -> Study:
     """The demo at its first site, without rounds."""
     study = read_study(DEMO)
     values = study.model_dump(mode="json", exclude_none=True)
     values["sites"] |= {"train": list(study.sites.train[:1]), "unseen": []}
     values["rounds"] |= {"rounds": 1, "local_steps": steps}
+    if frozen:
+        values["grpo"] |= {"learning_rate": FROZEN_RATE}
     if quick:
         values["model"]["builtin"] = QUICK_MODEL.model_dump(mode="json")
     return parse_study(values, str(DEMO))
@@ -180,6 +186,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two seeds, a few steps, a smaller model")
     parser.add_argument("--steps", type=int, help=f"steps of each run; {STEPS}, or {QUICK_STEPS} if quick")
+    parser.add_argument("--seeds", type=int, help=f"runs of each side; {SEEDS}, or {QUICK_SEEDS} if quick")
+    parser.add_argument("--frozen", action="store_true", help="weights stay the base model's: compares the sampling")
     parser.add_argument("--plot", type=Path, help="also draw the curves into this file")
     parser.add_argument(
         "--cache",
@@ -192,13 +200,14 @@ def main() -> None:
     disable_progress_bar()
     # What libraries say about themselves would stand between the table's lines.
     os.environ |= {"TRL_EXPERIMENTAL_SILENCE": "1", "DS_ACCELERATOR": "cpu"}
-    study = chosen_study(given.quick, given.steps or (QUICK_STEPS if given.quick else STEPS))
+    study = chosen_study(given.quick, given.steps or (QUICK_STEPS if given.quick else STEPS), given.frozen)
     curves: dict[str, list[Curve]] = {side: [] for side in SIDES}
+    seeds = given.seeds or (QUICK_SEEDS if given.quick else SEEDS)
     model = apart(make_model, study, given.cache)
     with tempfile.TemporaryDirectory() as temporary:
         print(f"{study.total_steps} steps, 1 thread; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
         print(f"{'seed':6}{'side':8}{'first reward':>14}{'last quarter':>14}{'wall':>12}{'CPU':>12}")
-        for seed in QUICK_SEEDS if given.quick else SEEDS:
+        for seed in range(1, seeds + 1):
             for side in SIDES:
                 curve = apart(learn, side, study.with_seed(seed), model, Path(temporary) / f"{side}-{seed}")
                 curves[side].append(curve)
