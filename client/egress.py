@@ -22,6 +22,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 from client import audit, policy
 from client.policy import Policy, Refusal, check_patients
+from client.progress import Progress
+from common.bulk.beat import Beat
 from common.disk import named_disk_faults
 from common.errors import UserError
 from common.questions.counts import KEY
@@ -290,6 +292,21 @@ def share(door: Door, study: str, summary: Summarised, path: Path) -> None:
     audit.append(door.state / "audit.jsonl", passage)
     with named_disk_faults(path):
         path.write_bytes(data)
+
+
+def beat_of(door: Door, progress: Progress) -> Beat | None:
+    """What a heartbeat says, written to the audit log first; None where the site's policy is not to tell."""
+    if not door.policy.tell_progress:
+        return None
+    beat = Beat(
+        site=door.site, study=progress.study, run=progress.run, round=progress.round,
+        step=progress.step, steps=progress.steps,
+    )  # fmt: skip
+    data = beat.model_dump_json().encode()
+    digest, told = hashlib.sha256(data).hexdigest(), f"step {beat.step} of {beat.steps}"
+    passage = audit.Passage("Progress", beat.study, beat.run, beat.round, len(data), digest, told)
+    audit.append(door.state / "audit.jsonl", passage)
+    return beat
 
 
 def keep_traceback(door: Door) -> None:

@@ -20,6 +20,8 @@ class Policy(Strict):
     approved: tuple[Hash, ...] = ()
     """SHA-256 of the studies that were read and approved (`wardround plan STUDY` prints it)."""
     minimum_patients: int = Field(default=MINIMUM_PATIENTS, ge=1)
+    tell_progress: bool = True
+    """Whether the coordinator hears how many local steps are done while this site trains."""
 
 
 class Refusal(Exception):

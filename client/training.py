@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from client.disk import write
 from client.egress import Configured, Evaluated, Trained
+from client.heartbeat import Heartbeat
 from client.keeping import keep_runs
 from client.messages import HASH, Task
 from client.policy import (
@@ -240,8 +241,12 @@ class SiteStudy:
         trainer, proximal = self.trainer(folder), self.study.rounds.proximal
         state = folder / "state"
 
+        heartbeat = Heartbeat(self.site, self.site.bulk) if self.site.bulk is not None else None
+
         def taken(step: int, _: float) -> None:
-            note(folder, self.study.hash, task.run, task.round, step + 1 - task.first_step, task.steps)
+            progress = note(folder, self.study.hash, task.run, task.round, step + 1 - task.first_step, task.steps)
+            if heartbeat is not None:
+                heartbeat.tell(progress)
 
         try:
             return trainer.run(task.first_step, task.steps, state, taken, state_step, proximal)

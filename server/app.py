@@ -9,14 +9,17 @@
 | `model` | folder of the base model |
 | `arm-dir` | folder of the checkpoints |
 | `events` | path of the event log |
+| `progress` | folder of the sites' heartbeats; empty where there are none |
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.study import read_study
+from server.heartbeats import listening
 from server.round_store import RoundStore
 from server.rounds import run_rounds
 from server.run_folder import EventLog
@@ -30,4 +33,6 @@ def main(grid: Grid, context: Context) -> None:
     study = read_study(Path(str(config["study"])))
     log = EventLog(Path(str(config["events"])), arm="federated", seed=study.seed)
     store = RoundStore(Path(str(config["arm-dir"])))
-    run_rounds(grid, study, str(config["run"]), Path(str(config["model"])), store, log)
+    run, heartbeats = str(config["run"]), str(config["progress"])
+    with listening(Path(heartbeats), run, log) if heartbeats else nullcontext():
+        run_rounds(grid, study, run, Path(str(config["model"])), store, log)

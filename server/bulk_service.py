@@ -16,11 +16,13 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 from pydantic import ValidationError
 
 from common.address import Address
+from common.bulk.beat import METHOD, Beat
 from common.bulk.opening import CHALLENGE_BYTES, CHUNK, METHODS, SERVICE, Opening, Transfer, options, to_sign
 from common.bulk.pace import Pace
 from common.command import run
@@ -32,12 +34,15 @@ from common.transfer.incoming import Incoming
 from common.transfer.manifest import BadPayload
 from server.bulk_spool import Announced, Spool
 from server.coordinator import Coordinator, site_keys
+from server.heartbeats import keep
 from server.run_folder import EventLog
 
 OPENING_S = 20.0
 """A call that has not proved itself by then is ended: whoever reaches the port can begin one."""
 AT_ONCE = 64
 """Calls that are answered at the same time; each holds a thread and a few chunks."""
+Spoken = TypeVar("Spoken", Opening, Beat)
+"""What a site says first, with its name in it."""
 Requests = Iterator[bytes]
 Replies = Iterator[bytes]
 
@@ -80,7 +85,7 @@ class BulkService:
         """One call from its opening to its end."""
         site = ""
         try:
-            opening = yield from self.admit(requests, context)
+            opening = yield from self.admit(requests, context, Opening)
             site = opening.transfer.site
             announced = self.spool.find(opening.transfer)
             if opening.transfer.direction != direction or announced is None:
@@ -100,7 +105,17 @@ class BulkService:
             self.log.write("bulk_refused", site=site, direction=direction, fault=fault)
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the coordinator's disk cannot be used now")
 
-    def admit(self, requests: Requests, context: grpc.ServicerContext) -> Generator[bytes, None, Opening]:
+    def beat(self, requests: Requests, context: grpc.ServicerContext) -> Replies:
+        """A site says how far its local training is."""
+        try:
+            keep(self.coordinator.progress, (yield from self.admit(requests, context, Beat)))
+        except Refused as refused:
+            self.log.write("beat_refused", fault=refused.sentence)
+            context.abort(refused.code, refused.sentence)
+
+    def admit(
+        self, requests: Requests, context: grpc.ServicerContext, kind: type[Spoken]
+    ) -> Generator[bytes, None, Spoken]:
         """Read the opening, send a challenge, check the signature over both; returns the opening.
 
         Raises:
@@ -110,7 +125,7 @@ class BulkService:
         impatience.daemon = True
         impatience.start()
         try:
-            opening = Opening.model_validate_json(next(requests), strict=True)
+            opening = kind.model_validate_json(next(requests), strict=True)
             challenge = secrets.token_bytes(CHALLENGE_BYTES)
             yield challenge
             signature = next(requests)
@@ -118,7 +133,7 @@ class BulkService:
             raise Refused(grpc.StatusCode.INVALID_ARGUMENT, "this is no opening of a transfer") from None
         finally:
             impatience.cancel()
-        key = site_keys(self.coordinator).get(opening.transfer.site)
+        key = site_keys(self.coordinator).get(opening.site)
         if key is None or not signed_by(read_public_key(key), signature, to_sign(opening, challenge)):
             raise Refused(grpc.StatusCode.UNAUTHENTICATED, "the site is not known, or the signature is not its own")
         return opening
@@ -176,6 +191,7 @@ def start(coordinator: Coordinator, address: Address, bytes_per_s: float | None 
     """
     service, files = BulkService(coordinator, bytes_per_s), coordinator.certificates
     methods = {METHODS["up"]: service.upload, METHODS["down"]: service.download}
+    methods[METHOD] = service.beat
     handlers = {name: grpc.stream_stream_rpc_method_handler(method) for name, method in methods.items()}
     # A port that another process listens on is to be refused, not shared.
     given = [*options(), ("grpc.so_reuseport", 0)]

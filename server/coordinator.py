@@ -7,6 +7,7 @@ DIR/
   state.db      SQLite: runs, nodes, messages; a restart goes on from it
   executor.secret   only the holder may take the coordinator's tasks
   bulk/         what the bulk channel may move, where there is one (server/bulk_spool.py)
+  progress/     how far each site's local training is (server/heartbeats.py)
   logs/
 """
 
@@ -53,6 +54,10 @@ class Coordinator:
     @property
     def bulk(self) -> Path:
         return self.folder / "bulk"
+
+    @property
+    def progress(self) -> Path:
+        return self.folder / "progress"
 
     @property
     def logs(self) -> Path:

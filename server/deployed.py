@@ -50,7 +50,7 @@ def ready_model(run: RunFolder, given: Path | None, cache: Path) -> Path:
     return base_model(run, study.seed)
 
 
-def run_config(run: RunFolder, model: Path | str) -> dict[str, str]:
+def run_config(coordinator: Coordinator, run: RunFolder, model: Path | str) -> dict[str, str]:
     """What `server/app.py` is told about a run."""
     study = run.study()
     return {
@@ -59,6 +59,7 @@ def run_config(run: RunFolder, model: Path | str) -> dict[str, str]:
         "model": str(model),
         "arm-dir": str(run.arm(study.seed, "federated")),
         "events": str(run.events),
+        "progress": str(coordinator.progress),
     }
 
 
@@ -91,7 +92,7 @@ def submit(coordinator: Coordinator, run: RunFolder, model: Path | str) -> Submi
     Raises:
         UserError: no coordinator is running, or Flower refused the bundle.
     """
-    submitted = Submitted(coordinator, start(coordinator, run_config(run, model)), run)
+    submitted = Submitted(coordinator, start(coordinator, run_config(coordinator, run, model)), run)
     run.log().write("submitted", flower_run=submitted.flower_run)
     return submitted
 

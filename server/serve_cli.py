@@ -124,6 +124,14 @@ def tell(event: dict[str, Any]) -> None:
             console.print(f"{site}: {kind.replace('_', ' ')}: {fault}", style="yellow", markup=False)
         case {"event": "site_silent" | "site_unreachable" as kind, "site": site}:
             console.print(f"{site}: {kind.replace('_', ' ')}", style="yellow")
+        case {"event": "site_progress", "site": site, "round": number, "step": step, "steps": steps}:
+            console.print(f"round {number}: {site} has taken step {step} of {steps}", style="dim")
+        case {"event": "site_away" | "site_back" as kind, "site": site, "round": number}:
+            console.print(f"round {number}: {site} is {kind.removeprefix('site_')}", style="yellow")
+        case {"event": "round_goes_on", "round": number, "missing": missing}:
+            console.print(f"round {number} goes on without {', '.join(missing)}", style="yellow")
+        case {"event": "round_waits", "round": number, "missing": missing}:
+            console.print(f"round {number} waits for {', '.join(missing)}", style="yellow")
         case {"event": "site_configured", "site": site, "patients": patients, "questions": questions}:
             console.print(f"{site}: {patients} patients, {questions} questions")
 

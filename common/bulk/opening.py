@@ -53,6 +53,10 @@ class Opening(Strict):
     offset: int = Field(default=0, ge=0)
     """A download: how many bytes the site has already."""
 
+    @property
+    def site(self) -> str:
+        return self.transfer.site
+
 
 @dataclass(frozen=True)
 class ChannelRefused(Exception):
@@ -61,8 +65,12 @@ class ChannelRefused(Exception):
     sentence: str
 
 
-def to_sign(opening: Opening, challenge: bytes) -> bytes:
-    """The challenge has a fixed length, so no other pair of opening and challenge gives the same bytes."""
+def to_sign(opening: Strict, challenge: bytes) -> bytes:
+    """The challenge has a fixed length, so no other pair of opening and challenge gives the same bytes.
+
+    Args:
+        opening: what the site says first: an `Opening`, or a `Beat` (common/bulk/beat.py).
+    """
     return PURPOSE + challenge + opening.model_dump_json().encode()
 
 
