@@ -108,6 +108,15 @@ class Krum(Strict):
 Fold = Annotated[Mean | TrimmedMean | Median | Krum, Field(discriminator="name")]
 
 
+class Gate(Strict):
+    """Questions about the study's public cohort, at the coordinator, on which an outer step must not lose accuracy."""
+
+    patients: Positive = 100
+    """Patients of the cohort who are asked about."""
+    worse_than: float = Field(default=0.02, ge=0, lt=1)
+    """Share of right answers that a step may lose; one that loses more is not taken."""
+
+
 class Rounds(Strict):
     rounds: Positive = 6
     local_steps: Positive = 10
@@ -124,6 +133,8 @@ class Rounds(Strict):
     """FedProx: pull of the local steps toward the round's model; 0 for none."""
     fold: Fold = Mean()
     outer: Outer = Sgd()
+    gate: Gate | None = None
+    """Every outer step is taken unless given."""
     keep_checkpoints: int | None = Field(default=None, ge=2)
     """Rounds whose models stay in the run folder, the last ones, beside the base model's; all unless given. Two at
     least, so that where the last is damaged the one before is there. Every round's figures stay."""

@@ -33,7 +33,7 @@ class Sites(Strict):
     train: tuple[SiteName, ...] = Field(min_length=1)
     unseen: tuple[SiteName, ...] = ()
     public: tuple[SiteName, ...] = ()
-    """Declared public cohorts: excluded from every other role; only the built-in model sees them."""
+    """Declared public cohorts: excluded from every other role; the built-in model sees them, and `rounds.gate`."""
 
     @model_validator(mode="after")
     def one_role_each(self) -> "Sites":
@@ -298,6 +298,10 @@ class Study(Strict):
             raise ValueError(
                 "update.steps has 'sparse-bf16' but what is trained is not a whole bfloat16 model; set model.dtype "
                 "= 'bfloat16' and model.trainable = 'all', or choose other steps"
+            )
+        if self.rounds.gate is not None and not self.sites.public:
+            raise ValueError(
+                "rounds.gate asks about a public cohort but sites.public is empty; name one there or remove rounds.gate"
             )
         if self.model.factors_apart and not self.rounds.plain_mean:
             raise ValueError(

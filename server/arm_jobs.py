@@ -15,11 +15,10 @@ from common.models.builtin import build_builtin
 from common.models.policy import load_policy, load_trainable
 from common.models.transfer import folder_sha256
 from common.questions.curriculum import worth_asking
-from common.registry.registry import concat_registries
 from common.study import BUILT_IN, Study
 from common.update.tensors import State
 from server.centralized import Cohort, train_cohort
-from server.frames import Frames, build_frames, keep, registries
+from server.frames import Frames, build_frames, keep, public_cohort, registries
 from server.jobs import SPLITS, answered_path, is_done
 from server.ray_engine import simulate_with_ray
 from server.round_store import RoundStore
@@ -67,9 +66,7 @@ def prepare_model(folder: RunFolder, study: Study, cache: Path, log: EventLog) -
 
     base = Path(study.model.base)
     if study.model.base == BUILT_IN:
-        public = registries(study, study.sites.public)
-        pooled = public[0] if len(public) == 1 else concat_registries(public, "public")
-        base = build_builtin(study, pooled, cache, progress)
+        base = build_builtin(study, public_cohort(study), cache, progress)
     log.write("base_model", done=study.model.builtin.warmup_steps, total=study.model.builtin.warmup_steps)
     if base.is_dir():
         # A resume may be typed in another folder.

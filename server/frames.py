@@ -15,7 +15,7 @@ import polars as pl
 from common.errors import UserError
 from common.questions.codebook import Codebook
 from common.registry.config import read_registry_config
-from common.registry.registry import Registry, load_registry
+from common.registry.registry import Registry, concat_registries, load_registry
 from common.study import Study
 from common.tasks.site_questions import site_questions
 from common.tasks.unseen import pooled_codebook, unseen_questions
@@ -30,6 +30,16 @@ def registries(study: Study, sites: tuple[str, ...]) -> list[Registry]:
     """
     folder = Path(study.simulation.site_configs)
     return [load_registry(read_registry_config(folder / f"{site}.toml")) for site in sorted(sites)]
+
+
+def public_cohort(study: Study) -> Registry:
+    """The study's public cohorts as one registry.
+
+    Raises:
+        UserError: a site's file or table is missing or wrong, or the cohorts do not share a feature dictionary.
+    """
+    public = registries(study, study.sites.public)
+    return public[0] if len(public) == 1 else concat_registries(public, "public")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from server.adapters import measure_and_correct
 from server.codebooks import common_codebook
 from server.exchange import Counts, RoundContext, check_reply, figures
 from server.fold import Folded, fold, normalised
+from server.gate import Gate, open_gate
 from server.gathering import Contribution, gather
 from server.mailbox import Mailbox
 from server.missing import updates
@@ -104,7 +105,9 @@ def pooled_accuracy(curve: Counts) -> float | None:
     return sum(point["right"] for point in curve.values()) / asked if asked else None
 
 
-def spent(here: dict[str, Contribution], curve: Counts, waited: float, wall: float) -> dict[str, float]:
+def spent(
+    here: dict[str, Contribution], curve: Counts, waited: float, gated: float, wall: float
+) -> dict[str, float]:
     """Seconds of a round by what they went to; the sites' own are summed over sites.
 
     `communicating` is the time spent waiting for sites that none of their work explains: of all their work
@@ -118,13 +121,25 @@ def spent(here: dict[str, Contribution], curve: Counts, waited: float, wall: flo
     return {
         "generating": sum(c.figures["generating_s"] for c in here.values()),
         "learning": sum(c.figures["learning_s"] for c in here.values()),
-        "evaluating": sum(point["seconds"] for point in curve.values()),
+        "evaluating": sum(point["seconds"] for point in curve.values()) + gated,
         "communicating": max(0.0, waited - explained),
-        "other": max(0.0, wall - waited),
+        "other": max(0.0, wall - waited - gated),
     }
 
 
-def one_round(box: Mailbox, roll: Roll, context: RoundContext, before: Checkpoint, store: RoundStore) -> Checkpoint:
+def gated_step(gate: Gate, before: Checkpoint, after: Checkpoint, log: EventLog) -> Checkpoint:
+    """What the gate lets stand of a step; a refused one is logged."""
+    stands = gate.pass_or_stay(before, after)
+    told = stands.notes["gate"]
+    if not told["taken"]:
+        fault = f"{100 * told['tried']:.1f} % right on the public cohort after {100 * told['accuracy']:.1f} %"
+        log.write("step_refused", round=after.round, fault=fault, worse_than=gate.worse_than, **told)
+    return stands
+
+
+def one_round(
+    box: Mailbox, roll: Roll, context: RoundContext, before: Checkpoint, store: RoundStore, gate: Gate | None
+) -> Checkpoint:
     """From a finished round's checkpoint to the next one's, saved.
 
     Raises:
@@ -136,6 +151,8 @@ def one_round(box: Mailbox, roll: Roll, context: RoundContext, before: Checkpoin
     here = updates(box, roll, context, lambda sites, left: gather(box, context, before.model, store, sites, left))
     gathered = time.monotonic() - start
     after, folded = folded_step(context, before, store, weights_of(study, here))
+    gating = time.monotonic()
+    after = gated_step(gate, before, after, box.log) if gate else after
     stepped = time.monotonic()
     curve = evaluate_sites(box, context, after.model)
     waited = gathered + time.monotonic() - stepped
@@ -151,7 +168,7 @@ def one_round(box: Mailbox, roll: Roll, context: RoundContext, before: Checkpoin
         },
         "bytes": {site: c.bytes for site, c in here.items()},
         "bytes_down": byte_count(before.model) * 2 * len(box.nodes),
-        "seconds": spent(here, curve, waited, time.monotonic() - start),
+        "seconds": spent(here, curve, waited, stepped - gating, time.monotonic() - start),
     }
     after = replace(after, notes=notes)
     store.save(after)
@@ -163,11 +180,16 @@ def one_round(box: Mailbox, roll: Roll, context: RoundContext, before: Checkpoin
     return after
 
 
-def first_checkpoint(box: Mailbox, study: Study, run: str, folder: Path, store: RoundStore) -> Checkpoint:
-    """Round 0: the base model, and where each site stands with it."""
+def first_checkpoint(
+    box: Mailbox, study: Study, run: str, folder: Path, store: RoundStore, gate: Gate | None
+) -> Checkpoint:
+    """Round 0: the base model, and where each site and the gate's questions stand with it."""
     model = trainable_state(load_policy(study, folder))
     baseline = evaluate_sites(box, RoundContext(study, run, 0), model)
-    notes = {"baseline": baseline, "accuracy": pooled_accuracy(baseline), "sites": points(baseline, baseline)}
+    notes: dict[str, Any] = {"baseline": baseline, "accuracy": pooled_accuracy(baseline)}
+    notes["sites"] = points(baseline, baseline)
+    if gate:
+        notes["gate"] = {"accuracy": gate.accuracy(model)}
     checkpoint = Checkpoint(0, 0, model, {}, notes)
     store.save(checkpoint)
     box.log.write("baseline", rounds=study.rounds.rounds, **notes)
@@ -193,12 +215,14 @@ def run_rounds(grid: Grid, study: Study, run: str, folder: Path, store: RoundSto
     roll = Roll(grid, study, log)
     needed = len(study.sites.train) if latest is None else study.quorum
     box = Mailbox(grid, roll.assemble(needed, DESCRIBE_S), log)
-    content = study_content(study, folder, common_codebook(box, study, store.folder))
+    codebook = common_codebook(box, study, store.folder)
+    content = study_content(study, folder, codebook)
     configure_sites(box, study, content)
     roll.begin(box.nodes, content)
-    checkpoint = latest or first_checkpoint(box, study, run, folder, store)
+    gate = open_gate(study, folder, codebook, store.folder)
+    checkpoint = latest or first_checkpoint(box, study, run, folder, store, gate)
     if latest is not None:
         log.write("resumed", round=latest.round)
     for number in range(checkpoint.round + 1, study.rounds.rounds + 1):
-        checkpoint = one_round(box, roll, RoundContext(study, run, number), checkpoint, store)
+        checkpoint = one_round(box, roll, RoundContext(study, run, number), checkpoint, store, gate)
     return checkpoint

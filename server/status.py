@@ -9,7 +9,7 @@ from rich.table import Table
 
 from server.run_folder import RunFolder, read_events
 
-TROUBLES = ("site_refused", "site_silent", "site_unreachable", "update_refused", "reply_refused")
+TROUBLES = ("site_refused", "site_silent", "site_unreachable", "update_refused", "reply_refused", "step_refused")
 SHOWN = 6
 """Rounds that are shown of each seed, the last ones."""
 
@@ -140,7 +140,8 @@ def print_status(folder: RunFolder, console: Console) -> None:
             console.print(f"round {number}: waiting for {', '.join(standing.waits)}, as the study says", soft_wrap=True)
     for event in events:
         if event["event"] in TROUBLES:
-            what = f"{event['event']}: site {event.get('site') or '?'}, round {event.get('round', '?')}"
+            whose = f"site {event['site']}, " if "site" in event else ""
+            what = f"{event['event']}: {whose}round {event.get('round', '?')}"
             console.print(f"{what}: {event.get('fault', event.get('kind', ''))}", soft_wrap=True, markup=False)
     if (folder.path / "report.html").exists():
         console.print(f"report  {folder.path / 'report.html'}", soft_wrap=True)

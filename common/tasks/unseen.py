@@ -30,11 +30,22 @@ def pooled_codebook(registries: Sequence[Registry], training: Mapping[str, Seque
 
 def unseen_questions(registry: Registry, codebook: Codebook, study: Study) -> pl.DataFrame:
     """Test questions (question frame) about at most `evaluation.patients_per_site` patients of the site."""
+    patients = sorted(set(registry.frame[PATIENT]))
+    asked = choose(patients, study.evaluation.patients_per_site, derive_seed(study.seed, "test"))
+    return questions_about(asked, registry, codebook, study, study.evaluation.questions_per_patient)
+
+
+def questions_about(
+    patients: Sequence[str], registry: Registry, codebook: Codebook, study: Study, per_patient: int | None
+) -> pl.DataFrame:
+    """Question frame about patients of a site, from what the codebook knows of their records.
+
+    Args:
+        per_patient: questions of each task per record; all unless given.
+    """
     known = tuple(f for f in registry.features if f.quantity in codebook.columns)
     columns = [f.column for f in known]
     outcomes = tuple(o for o in registry.outcomes if o.column in columns)
     seen = replace(registry, features=known, frame=registry.frame.select(PATIENT, *columns), outcomes=outcomes)
-    patients = sorted(set(seen.frame[PATIENT]))
-    asked = choose(patients, study.evaluation.patients_per_site, derive_seed(study.seed, "test"))
-    seed, per_patient = derive_seed(study.seed, "questions"), study.evaluation.questions_per_patient
-    return build_tasks(seen, asked, codebook, study.questions, seed, per_patient).questions
+    seed = derive_seed(study.seed, "questions")
+    return build_tasks(seen, patients, codebook, study.questions, seed, per_patient).questions

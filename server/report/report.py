@@ -50,7 +50,7 @@ def render(record: RunRecord) -> str:
         complete=result.get("complete", False),
         seeds=result.get("seeds") or record.about.get("seeds", []),
         headline=words.headline(result),
-        remarks=remarks(result),
+        remarks=remarks(record),
         splits={s: n for s, n in words.SPLIT_NAMES.items() if any(s in a for a in result.get("arms", {}).values())},
         arms=result.get("arms", {}),
         tasks={task: words.TASK_NAMES[task] for task in record.study.questions.tasks},
@@ -80,8 +80,10 @@ def utc(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
-def remarks(result: Mapping[str, Any]) -> list[str]:
+def remarks(record: RunRecord) -> list[str]:
+    result = record.result
     found = [words.seeds_sentence(result), *(words.gap_sentence(result, split) for split in words.SPLIT_NAMES)]
+    found.append(words.gate_sentence(timeline.gated_rounds(record)))
     return [sentence for sentence in found if sentence is not None]
 
 

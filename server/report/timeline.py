@@ -98,3 +98,8 @@ def bytes_sent(record: RunRecord) -> list[tuple[int, int, dict[str, int]]]:
     """(seed, round, site -> bytes) of the federated arm."""
     events: list[Event] = [e for e in record.of("round_finished") if e["arm"] == "federated" and e.get("bytes")]
     return sorted(((e["seed"], e["round"], e["bytes"]) for e in events), key=lambda row: row[:2])
+
+
+def gated_rounds(record: RunRecord) -> list[Event]:
+    """The finished rounds whose outer steps a held-out gate looked at, by seed and round."""
+    return sorted((e for e in record.of("round_finished") if "gate" in e), key=lambda e: (e["seed"], e["round"]))

@@ -101,6 +101,21 @@ def seeds_sentence(result: Mapping[str, Any]) -> str | None:
     return f"Federated stood above base in {above} of {len(found['per_seed'])} seeds on held-out patients."
 
 
+def gate_sentence(rounds: Sequence[Mapping[str, Any]]) -> str | None:
+    """What the held-out gate did; None for a run without one. `rounds`: the `round_finished` that have a `gate`."""
+    if not rounds:
+        return None
+    refused = [event for event in rounds if not event["gate"]["taken"]]
+    if not refused:
+        return f"The gate on the public cohort refused none of {len(rounds)} outer steps."
+    named = [
+        f"round {event['round']} of seed {event['seed']} ({percent(event['gate']['tried'])} right after "
+        f"{percent(event['gate']['accuracy'])})"
+        for event in refused
+    ]
+    return f"The gate on the public cohort refused {len(refused)} of {len(rounds)} outer steps: {listed(named)}."
+
+
 def gap_sentence(result: Mapping[str, Any], split: str) -> str | None:
     """How far along the way from base rates to gradient boosting the federated model is."""
     closed = result.get("gap_closed", {}).get("federated", {}).get(split)

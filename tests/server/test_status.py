@@ -6,8 +6,9 @@ from typing import Any
 
 from rich.console import Console
 
-from server.run_folder import EventLog, read_events
-from server.status import rounds_table, standings
+from common.study import parse_study
+from server.run_folder import EventLog, create_run, read_events
+from server.status import print_status, rounds_table, standings
 
 SITES = ["a", "b", "c", "d"]
 
@@ -77,3 +78,13 @@ def test_a_round_that_waits_says_for_whom_until_they_came(tmp_path: Path) -> Non
 def test_what_arrived_before_a_kill_counts_after_the_resume(tmp_path: Path) -> None:
     found = told(tmp_path, *START, arrived("a"), START[0], ("sites_asked", {"sites": ["b", "c"]}))
     assert found["a"].arrived and found["b"].at_work and found["d"].missing
+
+
+def test_a_step_that_the_gate_refused_is_told(tmp_path: Path) -> None:
+    values = {"name": "small", "sites": {"train": SITES}, "model": {"base": "a-model"}}
+    run = create_run(tmp_path, parse_study(values, "test"), [1], ["federated"], started=0.0)
+    fault = "20.0 % right on the public cohort after 31.0 %"
+    run.log(arm="federated", seed=1).write("step_refused", round=2, fault=fault)
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_status(run, console)
+    assert f"step_refused: round 2: {fault}" in console.export_text()

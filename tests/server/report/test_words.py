@@ -1,6 +1,6 @@
 import pytest
 
-from server.report.words import disjoint, duration, headline, p_value, points, size
+from server.report.words import disjoint, duration, gate_sentence, headline, p_value, points, size
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,15 @@ def test_the_headline_says_what_the_interval_allows():
 def test_touching_intervals_are_not_disjoint():
     assert not disjoint({"ci95": [0.1, 0.2]}, {"ci95": [0.2, 0.3]})
     assert disjoint({"ci95": [0.1, 0.2]}, {"ci95": [0.21, 0.3]})
+
+
+def test_what_the_gate_did_is_a_sentence() -> None:
+    rounds = [
+        {"seed": 1, "round": n, "gate": {"taken": n != 2, "accuracy": 0.45, "tried": 0.4 if n == 2 else 0.45}}
+        for n in (1, 2, 3)
+    ]
+    assert gate_sentence([]) is None
+    assert gate_sentence(rounds[::2]) == "The gate on the public cohort refused none of 2 outer steps."
+    assert gate_sentence(rounds) == (
+        "The gate on the public cohort refused 1 of 3 outer steps: round 2 of seed 1 (40.0 % right after 45.0 %)."
+    )
