@@ -5,12 +5,13 @@ but for float32, the CPU, and lengths. Each side takes one step on one prompt in
 of nothing but the loss, on the same completions, gives the gradients that are compared. Seconds are the process's
 CPU time: with one thread that is the wall time of an idle machine.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.grpo_step [--quick] [--json] [--plot FILE]
+    OMP_NUM_THREADS=1 python -m benchmarks.grpo_step [--quick] [--cell PROMPTxGROUP ...] [--json] [--plot FILE]
 """
 
 import argparse
 import json
 import os
+import resource
 import tempfile
 import time
 from collections import defaultdict
@@ -34,7 +35,7 @@ from benchmarks._apart import apart
 from common.grpo.local import LocalTrainer
 from common.grpo.rewards import right_letter
 from common.models.policy import load_policy
-from common.study import Study, parse_study
+from common.study import PrefixRoute, Study, parse_study
 
 PROMPT, COMPLETION, GROUP = 1024, 128, 8
 GRID = [(256, 4), (256, 7), (256, 16), (1024, 4), (1024, 7), (1024, 8), (1024, 16), (4096, 4), (4096, 7), (4096, 16)]
@@ -44,6 +45,8 @@ SHAPE = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 3, "
 QUICK_SHAPE = SHAPE | {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 2}
 KEEPS = "trl-keeps"
 """TRL without its default of recomputing activations: faster, with more memory."""
+OURS: dict[str, PrefixRoute] = {"ours": "auto", "packed": "packed"}
+"""Our sides, with the route that each is given."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +95,13 @@ def make_model(folder: Path, shape: dict[str, int]) -> None:
     Phi3ForCausalLM(config).save_pretrained(folder)
 
 
-def chosen_study(model: Path, prompt: int, completion: int, group: int) -> Study:
+def chosen_study(model: Path, prompt: int, completion: int, group: int, route: PrefixRoute) -> Study:
     grpo = {
         "group_size": group,
         "prompts_per_step": 1,
         "loss_type": "dapo",
         "learning_rate": 1e-6,
+        "prefix_route": route,
         "max_prompt_tokens": prompt,
         "max_completion_tokens": completion,
     }
@@ -105,13 +109,15 @@ def chosen_study(model: Path, prompt: int, completion: int, group: int) -> Study
     return parse_study(values, "benchmark")
 
 
-def our_trainer(model: Path, prompt: int, completion: int, group: int) -> LocalTrainer:
+def our_trainer(
+    model: Path, prompt: int, completion: int, group: int, route: PrefixRoute = "auto"
+) -> LocalTrainer:
     """On one question of `prompt` tokens with what stands around it."""
-    study = chosen_study(model, prompt, completion, group)
+    study = chosen_study(model, prompt, completion, group, route)
     policy = load_policy(study, model)
     around = len(policy.encode([policy.prompt_text("", "")])[0])
     text = " ".join(f"w{n % (VOCABULARY - 3) + 3}" for n in range(prompt - around))
-    question = pl.DataFrame({"system": [""], "prompt": [text], "answer": [0]})
+    question = pl.DataFrame({"system": [""], "prompt": [text], "answer": [0], "reference": [""]})
     return LocalTrainer(policy, study, question, "benchmark")
 
 
@@ -162,8 +168,8 @@ def take_step(side: str, model: Path, prompt: int, completion: int, group: int) 
     for name in ("_generate", "_generate_and_score_completions", "training_step"):
         clocked(seconds, GRPOTrainer, name)
     clocked(seconds, torch.optim.AdamW, "step")
-    ours = our_trainer(model, prompt, completion, group)
-    if side == "ours":
+    ours = our_trainer(model, prompt, completion, group, OURS.get(side, "auto"))
+    if side in OURS:
         trainer: GRPOTrainer = ours.trainer
         before = memory_kib("VmRSS")
         ours.run(0, 1, model / "state")
@@ -249,30 +255,44 @@ def json_ratios(ratio: Ratio, suffix: str) -> dict[str, float]:
     return {f"{name}{suffix}": round(value, 3) for name, value in values.items()}
 
 
-def run(cells: list[tuple[int, int]], named: tuple[int, int], completion: int, model: Path, quiet: bool) -> list[Ratio]:
-    """A ratio for each (prompt, group); behind them one for `named` against TRL that keeps activations."""
+def run(
+    cells: list[tuple[int, int]], named: tuple[int, int], completion: int, model: Path, quiet: bool
+) -> tuple[list[Ratio], dict[str, Ratio]]:
+    """A ratio for each (prompt, group); and those of `named` against TRL that keeps activations, and of `packed`."""
     if not quiet:
         print(f"completion {completion}, 1 thread; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
         columns = f"{'generating':>11}{'learning':>11}{'step':>11}{'peak memory':>13}"
         print(f"{'prompt x group':22}{columns}{'generation':>11}{'learning':>10}{'step':>8}{'memory':>9}")
-    by_side: dict[str, list[Ratio]] = {"trl": [], KEEPS: []}
+    ratios, others = [], {}
     for prompt, group in cells:
-        ours = apart(take_step, "ours", model, prompt, completion, group)
-        steps: dict[str, tuple[Step, Ratio | None]] = {"ours": (ours, None)}
-        for side in by_side if (prompt, group) == named else ("trl",):
-            step = apart(take_step, side, model, prompt, completion, group)
-            ratio = compare(ours, step, prompt, group)
-            by_side[side].append(ratio)
-            steps[side] = step, ratio
+        sides = ("ours", "trl", "packed", KEEPS) if (prompt, group) == named else ("ours", "trl")
+        steps: dict[str, Step] = {side: apart(take_step, side, model, prompt, completion, group) for side in sides}
+        ours, trl = steps["ours"], steps["trl"]
+        compared = {"trl": compare(ours, trl, prompt, group)}
+        ratios.append(compared["trl"])
+        if (prompt, group) == named:
+            others = {
+                "packed": compare(steps["packed"], trl, prompt, group),
+                KEEPS: compare(ours, steps[KEEPS], prompt, group),
+            }
         if not quiet:
-            for side, (step, compared) in steps.items():
-                show(side, prompt, group, step, compared)
-    return by_side["trl"] + by_side[KEEPS]
+            for side, step in steps.items():
+                show(side, prompt, group, step, (compared | others).get(side))
+    return ratios, others
+
+
+def cell(text: str) -> tuple[int, int]:
+    """`1024x8` as (prompt, group)."""
+    prompt, _, group = text.partition("x")
+    return int(prompt), int(group)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one short prompt on a smaller model")
+    parser.add_argument(
+        "--cell", type=cell, nargs="+", help="these cells alone, such as 1024x8; the first one's ratios are named"
+    )
     parser.add_argument("--json", action="store_true", help="print nothing but the JSON object")
     parser.add_argument("--plot", type=Path, help="also draw the ratios into this file")
     given = parser.parse_args()
@@ -280,17 +300,22 @@ def main() -> None:
     disable_progress_bar()
     # What libraries say about themselves would stand between the table's lines.
     os.environ |= {"TRL_EXPERIMENTAL_SILENCE": "1", "DS_ACCELERATOR": "cpu"}
-    cells = [(QUICK_PROMPT, QUICK_GROUP)] if given.quick else GRID
+    cells = given.cell or ([(QUICK_PROMPT, QUICK_GROUP)] if given.quick else GRID)
     completion = QUICK_COMPLETION if given.quick else COMPLETION
-    named = cells[0] if given.quick else (PROMPT, GROUP)
+    named = (PROMPT, GROUP) if cells is GRID else cells[0]
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         model = Path(temporary)
         apart(make_model, model, QUICK_SHAPE if given.quick else SHAPE)
-        *ratios, keeps = run(cells, named, completion, model, given.json)
+        ratios, others = run(cells, named, completion, model, given.json)
         difference = apart(gradient_difference, model, named[0], completion, named[1])
     if given.plot:
         plot(ratios, given.plot)
-    values = json_ratios(ratios[cells.index(named)], "_ratio") | json_ratios(keeps, "_ratio_trl_keeps")
+    if not given.json:
+        spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+        print(f"{time.perf_counter() - start:.0f} s, {spent.ru_utime + spent.ru_stime:.0f} s of them CPU time")
+    values = json_ratios(ratios[cells.index(named)], "_ratio") | json_ratios(others[KEEPS], "_ratio_trl_keeps")
+    values |= json_ratios(others["packed"], "_ratio_packed")
     lowest = min(min(ratio.learning, ratio.generation, ratio.step) for ratio in ratios)
     print(json.dumps(values | {"lowest_ratio": round(lowest, 3), "gradient_difference": difference}))
 
