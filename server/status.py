@@ -27,7 +27,7 @@ class Standing:
     refused: str = ""
     """Why what came from it was not taken, or what the site's own refusal says."""
     steps: str = ""
-    """How far its local steps are, where that is known."""
+    """How far it is, where that is known."""
 
     @property
     def at_work(self) -> bool:
@@ -79,6 +79,10 @@ class RoundStanding:
             site.missing = ""
         elif kind == "site_progress":
             site.steps = f"step {event['step']} of {event['steps']}"
+        elif kind == "update_offered":
+            site.steps = "trained, its update is on its way"
+        elif kind == "asked_again":
+            site.steps = f"asked again ({event['fault']})"
 
     def finish(self, contributions: dict[str, dict[str, float]]) -> None:
         self.finished, self.waits = True, []

@@ -48,6 +48,10 @@ def test_a_round_under_way_tells_the_missing_from_the_slow(tmp_path: Path) -> No
     assert late["round"].slow() == {"b"}
     row = shown(late["round"])
     assert "b step 7 of 15" in row and "c: it ran out of memory" in row and "d: not connected" in row
+    lost = told(tmp_path, ("asked_again", {"site": "b", "kind": "train", "attempt": 2, "fault": "the reply was lost"}))
+    assert lost["b"].at_work and "b asked again (the reply was lost)" in shown(lost["round"])
+    offered = told(tmp_path, ("update_offered", {"site": "b", "bytes": 12, "shards": 1}))
+    assert offered["b"].at_work and "b trained, its update is on its way" in shown(offered["round"])
     done = told(tmp_path, arrived("b"))
     assert done["round"].slow() == set() and done["b"].arrived
 
