@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from flwr.app import Context, RecordDict
 
 from client import heartbeat
 from client.heartbeat import Heartbeat, send
@@ -18,10 +19,13 @@ from common.bulk.beat import METHOD, Beat
 from common.bulk.opening import SERVICE, options
 from common.keys import make_site_key
 from common.registry.config import read_registry_config
+from common.study import Study
 from server import bulk_service, heartbeats
+from server.app import app as server_app
 from server.certs import make_certificates
 from server.coordinator import Coordinator, add_site
 from server.run_folder import EventLog, read_events
+from server.simulation import InProcessGrid, load_client_app, site_contexts
 
 REGISTRY = Path(__file__).parents[2] / "site_configs" / "synthetic" / "_registry.toml"
 
@@ -119,3 +123,30 @@ def test_a_coordinator_that_does_not_hear_is_tried_less_and_less(
     telling.tell(progress(2))
     lines = (telling.site.state / "audit.jsonl").read_text().splitlines()
     assert len(lines) == 1, "the next is not due yet"
+
+
+def test_a_round_of_the_real_apps_tells_its_steps(
+    ends: tuple[Coordinator, Callable[[str], BulkEnd]],
+    small_study: Callable[..., Study],
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Site and coordinator as Flower would call them, told of the channel as `join --bulk` and `run` tell them."""
+    coordinator, end = ends
+    monkeypatch.setattr(heartbeats, "LOOK_S", 0.02)
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.0)
+    study = small_study(sites={"train": ["a"]}, rounds={"rounds": 1, "local_steps": 3, "validation_patients": 12})
+    (tmp_path / "study.toml").write_text(study.to_toml())
+    contexts = site_contexts(study, tmp_path / "sites")
+    for context in contexts.values():
+        a = end("a")
+        context.node_config |= {"bulk": str(a.coordinator), "ca": str(a.ca), "key": str(a.key)}
+    told = {"study": "study.toml", "arm-dir": "arm", "events": "events.jsonl"}
+    config = {name: str(tmp_path / file) for name, file in told.items()} | {
+        "run": "the-run", "model": str(tiny_model), "progress": str(coordinator.progress),
+    }  # fmt: skip
+    server_app(InProcessGrid(load_client_app(), contexts), Context(1, 1, {}, RecordDict(), dict(config)))
+    events = [e for e in read_events(tmp_path / "events.jsonl") if e["event"] == "site_progress"]
+    assert events and {(e["site"], e["round"], e["steps"]) for e in events} == {("a", 1, 3)}
+    assert [e["step"] for e in events] == sorted({e["step"] for e in events})
