@@ -42,7 +42,7 @@ def accelerate_config(stage: int) -> dict[str, object]:
         "distributed_type": "DEEPSPEED",
         "deepspeed_config": {
             "zero_stage": stage,
-            "gradient_accumulation_steps": 1,
+            "gradient_accumulation_steps": "auto",
             "offload_optimizer_device": "none",
             "offload_param_device": "none",
             "zero3_init_flag": False,

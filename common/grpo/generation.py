@@ -121,6 +121,10 @@ def sample(
     """
     inner = causal_model(model)
     device = inner.device
+    draws = Draws(max_tokens)
+    if not prompts:
+        draws.finish(device)
+        return []
     if route == "plain":
         prompts, group = [prompt for prompt in prompts for _ in range(group)], 1
     prefix = read_prompts(inner, *left_pad(prompts, pad, device))
@@ -129,7 +133,6 @@ def sample(
     hidden = prefix.hidden[rows]
     ends = torch.tensor(eos, device=device)
     alive = torch.arange(len(rows), device=device)
-    draws = Draws(max_tokens)
     out: list[list[int]] = [[] for _ in rows]
     for step in range(max_tokens):
         token = draw(head(inner, hidden), temperature, draws)

@@ -28,7 +28,7 @@ from common.errors import UserError
 from common.grpo.dynamic_sampling import replace_agreeing
 from common.grpo.hacking import Signs, signs
 from common.grpo.prefix import causal_model
-from common.grpo.ranks import everyones, groups_per_rank, my_share, rank, world
+from common.grpo.ranks import everyones, groups_at_once, groups_per_rank, my_share, rank, world
 from common.grpo.reference import MovingReference, save_whole
 from common.grpo.rewards import letters_of, reward_terms
 from common.grpo.stepping import OwnSteps
@@ -102,12 +102,8 @@ class LocalTrainer:
                 "Lower grpo.prompts_per_step or raise questions.per_patient.",
             )
         self.rewards = reward_terms(grpo.rewards, grpo.max_completion_tokens)
-        self.parts = grpo.prompts_per_step // (grpo.groups_at_once or grpo.prompts_per_step)
-        if distributed.is_initialized() and (self.parts > 1 or grpo.dynamic_sampling):
-            raise UserError(
-                "Several processes take their groups of a step at once, and replace none.",
-                "Train in one process, or without grpo.groups_at_once and grpo.dynamic_sampling.",
-            )
+        self.groups = groups_at_once(grpo.prompts_per_step, grpo.groups_at_once)
+        self.parts = groups_per_rank(grpo.prompts_per_step) // self.groups
         self.trainer = self._build()
         self._orders: dict[int, np.ndarray] = {}
         # TRL patches the model's forward. The method works on the layers below it, so the patch is taken off
@@ -120,7 +116,7 @@ class LocalTrainer:
         args = GRPOConfig(
             # TRL makes this folder at once; nothing is ever saved there.
             output_dir=str(Path(tempfile.gettempdir()) / "wardround-trainer"),
-            per_device_train_batch_size=groups_per_rank(grpo.prompts_per_step) * grpo.group_size // self.parts,
+            per_device_train_batch_size=self.groups * grpo.group_size,
             gradient_accumulation_steps=self.parts,
             steps_per_generation=self.parts,
             num_generations=grpo.group_size,
@@ -141,7 +137,7 @@ class LocalTrainer:
             report_to="none",
             save_strategy="no",
             disable_tqdm=True,
-            use_cpu=not torch.cuda.is_available() and not distributed.is_initialized(),
+            use_cpu=not torch.cuda.is_available(),
             accelerator_config={"use_configured_state": distributed.is_initialized()},
             seed=derive_seed(self.study.seed) % 2**31,
         )
@@ -173,8 +169,9 @@ class LocalTrainer:
 
         def draw(questions: Sequence[int], number: int) -> list[list[list[int]]]:
             torch.manual_seed(derive_seed(seed, stream, "sample", step, number))
-            rows = self.trainer.sample_groups([str(self.rows[question]["prompt"]) for question in questions])
-            return [rows[start : start + group] for start in range(0, len(rows), group)]
+            share = my_share(questions)
+            rows = self.trainer.sample_groups([str(self.rows[question]["prompt"]) for question in share])
+            return everyones([rows[start : start + group] for start in range(0, len(rows), group)])
 
         chosen, groups = replace_agreeing(
             self._numbers(step),
@@ -184,7 +181,7 @@ class LocalTrainer:
             draw,
             lambda question, ids: len(set(self.reward(self.rows[question], ids))) == 1,
         )
-        self.trainer.sampled_before = [ids for rows in groups for ids in rows]
+        self.trainer.sampled_before = [ids for rows in my_share(groups) for ids in rows]
         return [self.rows[question] for question in chosen]
 
     def reward(self, row: dict[str, str | None], completion_ids: list[list[int]]) -> list[float]:
@@ -223,22 +220,18 @@ class LocalTrainer:
         parameters, grpo = trainable_parameters(self.policy), self.study.grpo
         if not self.trainer.is_deepspeed_enabled:
             return OwnSteps(parameters, grpo, kept, proximal)
-        if proximal or grpo.reference_every or grpo.optimizer != "adamw":
-            raise UserError(
-                "Under DeepSpeed there is AdamW alone, without the pull of rounds.proximal or a moving reference.",
-                "Remove {zero2} or {zero3} from the launcher.",
-            )
         if set(parameters) != set(self.policy.changing):
             raise UserError(
                 f"Under DeepSpeed a round trains all that a run changes, but model.lora.average is "
                 f"{self.study.model.lora.average!r}.",
                 "Choose 'frozen-a', or remove {zero2} or {zero3} from the launcher.",
             )
-        self.trainer.zero = ZeroSteps(self.trainer.accelerator, self.trainer.scorer(), parameters, grpo, kept)
+        accelerator, scorer = self.trainer.accelerator, self.trainer.scorer()
+        self.trainer.zero = ZeroSteps(accelerator, scorer, parameters, grpo, kept, proximal)
         return self.trainer.zero
 
     def trained(self) -> dict[str, Tensor]:
-        """The trained tensors after `run`, whole, on the CPU. All processes call it together."""
+        """The trained tensors after `run`, whole, on the first process's CPU. All processes call it together."""
         zero = self.trainer.zero
         return trainable_state(self.policy) if zero is None else zero.trained()
 
@@ -272,7 +265,7 @@ class LocalTrainer:
         reference = None
         if grpo.reference_every:
             assert trainer.ref_model is not None  # the study has beta > 0 and trains all parameters
-            reference = MovingReference(trainer.ref_model, model, grpo, state_dir)
+            reference = MovingReference(trainer.ref_model, model, grpo, state_dir, trainer.accelerator)
             reference.start(before)
         kept = load_file(state_dir / f"optimizer-{before}.safetensors") if before else {}
         stepping = self._stepping(kept, proximal)
@@ -287,7 +280,8 @@ class LocalTrainer:
             questions = self.informative_batch(step) if grpo.dynamic_sampling else self.batch(step)
             rows = [row for row in questions for _ in range(grpo.group_size)]
             stepping.set_rate(grpo.learning_rate * share(step))
-            for _ in range(self.parts):
+            for part in range(self.parts):
+                trainer.accelerator.sync_gradients = part == self.parts - 1
                 trainer.training_step(model, my_share(rows), None)
             stepping.step()
             if reference:
@@ -305,10 +299,10 @@ class LocalTrainer:
         end = first_step + steps
         # With what is kept of factors that other rounds train.
         tensors = kept | stepping.state()
+        if reference:
+            reference.save(end)
         if rank() == 0:
             save_whole(tensors, state_dir / f"optimizer-{end}.safetensors")
-            if reference:
-                reference.save(end)
             for old in (*state_dir.glob("optimizer-*.safetensors"), *state_dir.glob("reference-*.safetensors")):
                 if int(old.stem.split("-")[1]) not in (before, end):
                     old.unlink()

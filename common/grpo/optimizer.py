@@ -4,7 +4,7 @@
 arXiv 2110.02861). Paged: on a GPU the moments may move to the CPU's memory; on a CPU there is nothing to page.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -35,10 +35,10 @@ def make_optimizer(parameters: Iterable[nn.Parameter], spec: Grpo) -> Any:
     return PagedAdamW8bit(parameters, lr=spec.learning_rate, weight_decay=spec.weight_decay)
 
 
-def state_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+def state_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Moments and step counts on the CPU, as `what/parameter`."""
     tensors = {}
-    for name, parameter in zip(names, optimizer.param_groups[0]["params"], strict=True):
+    for name, parameter in parameters.items():
         for key, value in optimizer.state[parameter].items():
             if key not in TABLES:
                 tensors[f"{key}/{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
@@ -46,10 +46,10 @@ def state_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[st
 
 
 @torch.no_grad()
-def restore(optimizer: Any, names: list[str], tensors: dict[str, Tensor]) -> None:
+def restore(optimizer: Any, parameters: Mapping[str, Tensor], tensors: dict[str, Tensor]) -> None:
     """Put `state_tensors` back into a new optimiser; a parameter that is new to it starts afresh."""
     group = optimizer.param_groups[0]
-    for index, (name, parameter) in enumerate(zip(names, group["params"], strict=True)):
+    for index, (name, parameter) in enumerate(parameters.items()):
         if f"step/{name}" not in tensors:
             continue
         state = optimizer.state[parameter]

@@ -3,6 +3,7 @@
 A group's advantages need all of its completions and nothing of other groups', so groups are what is shared out.
 """
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -22,10 +23,9 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def my_share(rows: list[Row]) -> list[Row]:
-    """This process's part of a step's questions, in order."""
-    size = len(rows) // world()
-    return rows[rank() * size : (rank() + 1) * size]
+def my_share(rows: Sequence[Row]) -> list[Row]:
+    """This process's part of some questions, in order; the parts differ by one where they cannot be even."""
+    return list(rows[len(rows) * rank() // world() : len(rows) * (rank() + 1) // world()])
 
 
 def everyones(rows: list[Row]) -> list[Row]:
@@ -52,6 +52,22 @@ def groups_per_rank(prompts: int) -> int:
     return prompts // world()
 
 
+def groups_at_once(prompts: int, wished: int | None) -> int:
+    """Questions that each process learns from at once; all of its share unless `wished` is fewer.
+
+    Raises:
+        UserError: they do not divide each process's share of a step.
+    """
+    share = groups_per_rank(prompts)
+    if share % min(wished or share, share):
+        raise UserError(
+            f"grpo.groups_at_once {wished} does not divide the {share} questions of a step that each of {world()} "
+            "processes takes.",
+            "Start another number of processes, or set grpo.groups_at_once = 1.",
+        )
+    return min(wished or share, share)
+
+
 def average_gradients(parameters: list[nn.Parameter]) -> None:
     """Mean over the processes, as each one's loss is a mean over its share or over the whole step's tokens."""
     if world() == 1:
@@ -66,11 +82,14 @@ class Draws:
     """Uniform numbers for sampling: those that one process would draw for all rows, and each takes its own.
 
     So what a group answers does not depend on how many processes there are, but for rounding in the logits.
-    All processes hold the same generator state, and call this for each token until all have ended.
+    All processes hold the same generator state, and call this for each token until all have ended. One without rows
+    calls `finish` alone.
     """
 
     def __init__(self, longest: int) -> None:
-        self.longest, self.calls, self.total = longest, 0, 0
+        self.longest, self.calls = longest, 0
+        # Alone, nobody is waited for.
+        self.total = 0 if world() == 1 else 1
 
     def __call__(self, count: int, device: torch.device) -> Tensor:
         """`[count, 1]` for the rows that are still under way here."""

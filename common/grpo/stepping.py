@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from common.errors import UserError
 from common.grpo.master import MasterWeights
 from common.grpo.optimizer import make_optimizer, restore, state_tensors
 from common.grpo.proximal import add_pull, anchor
@@ -11,6 +12,24 @@ from common.study import Grpo
 
 RESIDUAL = "residual/"
 """What the name of a master's residual begins with in the file of the optimiser's state."""
+LAYOUT = "layout"
+"""Name of DeepSpeed's ZeRO stage and the number of processes, in a file that is theirs alone."""
+
+
+def check_layout(kept: dict[str, Tensor], layout: list[int]) -> None:
+    """Refuse state that cannot be read as processes of this layout hold it; `[]` where parameters are whole.
+
+    Raises:
+        UserError: 8-bit moments of other processes; their blocks of 256 values cannot be cut anew.
+    """
+    found = kept[LAYOUT].tolist() if LAYOUT in kept else []
+    if found != layout:
+        written, asked = (f"ZeRO-{names[0]} with {names[1]} processes" if names else "no DeepSpeed"
+                          for names in (found, layout))  # fmt: skip
+        raise UserError(
+            f"The optimiser's 8-bit state was written under {written} and cannot be read under {asked}.",
+            "Go on with the launcher that the run began with, or begin the run anew.",
+        )
 
 
 class OwnSteps:
@@ -32,7 +51,8 @@ class OwnSteps:
         self.toward = anchor(parameters) if proximal else {}
         self.optimizer = make_optimizer(self.stepped.values(), grpo)
         if kept:
-            restore(self.optimizer, list(self.stepped), kept)
+            check_layout(kept, [])
+            restore(self.optimizer, self.stepped, kept)
 
     def set_rate(self, rate: float) -> None:
         self.optimizer.param_groups[0]["lr"] = rate
@@ -51,4 +71,4 @@ class OwnSteps:
     def state(self) -> dict[str, Tensor]:
         """The optimiser's moments and step counts and the masters' residual, on the CPU."""
         tensors = {f"{RESIDUAL}{name}": value.cpu().contiguous() for name, value in self.masters.residual().items()}
-        return tensors | state_tensors(self.optimizer, list(self.stepped))
+        return tensors | state_tensors(self.optimizer, self.stepped)

@@ -92,7 +92,8 @@ class PrefixTrainer(GRPOTrainer):
         group, longest, policy = self.num_generations, self.max_completion_length, self.policy
         assert group is not None and longest is not None
         start = time.perf_counter()
-        ids = policy.encode(prompts)
+        # Of few prompts that several processes share out, one may have none.
+        ids = policy.encode(prompts) if prompts else []
         with self.zero.whole() if self.zero is not None else nullcontext():
             sampled = sample(policy.model, ids, group, longest, self.temperature, policy.eos, policy.pad, self.route)
         self.generating_seconds += time.perf_counter() - start

@@ -1,13 +1,17 @@
 """studies/paper*.toml: C-Reason's settings (arXiv 2505.02722), row by row, and a small twin that is run."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from common.grpo.job import Job
+from common.grpo.launch import run_job
 from common.grpo.local import LocalTrainer, by_step
 from common.models.policy import load_policy, trainable_state
 from common.registry.config import read_registry_config
@@ -165,3 +169,44 @@ def test_the_twin_takes_the_papers_steps(
     for name in base:
         assert not torch.equal(after[name], base[name]) and torch.isfinite(after[name]).all()
         assert not torch.equal(reference[name].cpu(), base[name]), "the reference did not move"
+
+
+def masters(trained: dict[str, torch.Tensor], state: Path) -> dict[str, torch.Tensor]:
+    """What the optimiser steps: the float32 weights that the bfloat16 ones are rounded from."""
+    kept = load_file(state)
+    return {name: value.double() + kept[f"residual/{name}"] for name, value in trained.items()}
+
+
+def way(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    return float(sum((a[name].double() - b[name].double()).norm() ** 2 for name in a)) ** 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_twin_under_zero_is_that_of_one_process(
+    tiny_model: Path, questions: pl.DataFrame, tmp_path: Path, stage: int
+) -> None:
+    """Two processes take the next step from the state of one: float32 masters, moments, reference, schedule. Within a
+    tenth of that step: bfloat16 rounds products of another shape otherwise, and a completion may be drawn otherwise."""
+    study = twin(tiny_model, optimizer="adamw", learning_rate=1e-3, prompts_per_step=6, reference_every=3)
+    one, two, table = tmp_path / "one", tmp_path / "two", tmp_path / "questions.parquet"
+    policy = load_policy(study, tiny_model)
+    base = trainable_state(policy)
+    LocalTrainer(policy, study, questions, "synthetic-north").run(0, 2, one)
+    shutil.copytree(one, two)
+    half = trainable_state(policy)
+    before = masters(half, one / "optimizer-2.safetensors")
+    LocalTrainer(policy, study, questions, "synthetic-north").run(2, 1, one)
+    want = masters(trainable_state(policy), one / "optimizer-3.safetensors")
+
+    questions.write_parquet(table)
+    job = Job(study=study, model=str(tiny_model), questions=str(table), stream="synthetic-north", first_step=2, steps=1,
+              state_step=2, state_dir=str(two), proximal=0.0)  # fmt: skip
+    zero = f"--config_file {{zero{stage}}} --num_processes 2"
+    trained, _ = run_job(
+        f"{{python}} -m accelerate.commands.launch {zero} -m common.grpo.job {{folder}}", tmp_path / "job", job, half
+    )
+    got = masters(trained, two / "optimizer-3.safetensors")
+    assert 0 < way(got, want) < 0.1 * way(want, before)
+    moved, reference = (load_file(folder / "reference-3.safetensors") for folder in (two, one))
+    assert 0 < way(moved, reference) < 0.1 * way(reference, base)

@@ -21,14 +21,14 @@ SHIPPED = Path(__file__).parents[3] / "site_configs" / "synthetic" / "synthetic-
 
 @pytest.fixture(scope="session")
 def make_study(tiny_study: dict[str, Any], tiny_model: Path) -> Callable[..., Study]:
-    """A study over one site; keyword arguments go into its `grpo` table, `trainable` into `model`."""
+    """A study over one site; keyword arguments go into its `grpo` table, `trainable` and `dtype` into `model`."""
 
-    def make(trainable: str = "all", seed: int = 1, **grpo: Any) -> Study:
+    def make(trainable: str = "all", seed: int = 1, dtype: str = "float32", **grpo: Any) -> Study:
         values = {
             **tiny_study,
             "seed": seed,
             "sites": {"train": ["synthetic-north"]},
-            "model": {"base": str(tiny_model), "trainable": trainable},
+            "model": {"base": str(tiny_model), "trainable": trainable, "dtype": dtype},
             "grpo": {**tiny_study["grpo"], **grpo},
             "rounds": {**tiny_study["rounds"], "rounds": 3},
         }

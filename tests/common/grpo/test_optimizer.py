@@ -19,6 +19,10 @@ def weights(seed: int) -> list[nn.Parameter]:
     return [nn.Parameter(torch.randn(96, 64)), nn.Parameter(torch.randn(64))]
 
 
+def named(parameters: list[nn.Parameter]) -> dict[str, nn.Parameter]:
+    return dict(zip(("large", "small"), parameters, strict=True))
+
+
 def step(optimizer: torch.optim.Optimizer, seed: int) -> None:
     torch.manual_seed(seed)
     for parameter in optimizer.param_groups[0]["params"]:
@@ -29,16 +33,15 @@ def step(optimizer: torch.optim.Optimizer, seed: int) -> None:
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 def test_eight_bit_state_comes_back_bit_for_bit() -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is an extra: pip install wardround[eight-bit]")
-    names = ["large", "small"]
     through = weights(1)
     before = make_optimizer(through, SPEC)
     for n in range(3):
         step(before, n)
-    kept = state_tensors(before, names)
+    kept = state_tensors(before, named(through))
     assert kept["state1/large"].dtype == torch.uint8 and kept["state1/small"].dtype == torch.float32
     resumed, afresh = ([nn.Parameter(p.detach().clone()) for p in through] for _ in range(2))
     after = make_optimizer(resumed, SPEC)
-    restore(after, names, kept)
+    restore(after, named(resumed), kept)
     for optimizer in (before, after, make_optimizer(afresh, SPEC)):
         step(optimizer, 9)
     assert all(torch.equal(a, b) for a, b in zip(through, resumed, strict=True))

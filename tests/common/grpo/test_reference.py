@@ -25,9 +25,9 @@ def value(module: nn.Module) -> float:
 
 
 def test_it_moves_by_its_share_at_every_second_step(tmp_path: Path) -> None:
-    Accelerator(cpu=True)  # TRL asks it whether DeepSpeed has split the parameters
     reference, policy = layer(0.0), layer(0.0)
-    moving = MovingReference(reference, policy, Grpo(beta=0.1, reference_every=2, reference_alpha=0.75), tmp_path)
+    spec = Grpo(beta=0.1, reference_every=2, reference_alpha=0.75)
+    moving = MovingReference(reference, policy, spec, tmp_path, Accelerator(cpu=True))
     moving.start(0)
     for parameter in policy.parameters():
         nn.init.constant_(parameter, 8.0)
@@ -42,15 +42,15 @@ def test_it_moves_by_its_share_at_every_second_step(tmp_path: Path) -> None:
 
 def test_it_goes_on_from_what_was_kept_and_starts_afresh_from_the_policy(tmp_path: Path) -> None:
     spec = Grpo(beta=0.1, reference_every=1)
-    MovingReference(layer(3.0), layer(5.0), spec, tmp_path).save(4)
-    reference = layer(0.0)
-    moving = MovingReference(reference, layer(5.0), spec, tmp_path)
+    MovingReference(layer(3.0), layer(5.0), spec, tmp_path, Accelerator(cpu=True)).save(4)
+    reference, policy = layer(0.0), layer(5.0)
+    moving = MovingReference(reference, policy, spec, tmp_path, Accelerator(cpu=True))
     moving.start(4)
     assert value(reference) == 3.0
     moving.start(0)
     assert value(reference) == 5.0
     with torch.no_grad():
-        moving.policy.weight.fill_(9.0)  # a copy, not the policy itself
+        policy.weight.fill_(9.0)  # a copy, not the policy itself
     assert value(reference) == 5.0
 
 
