@@ -5,10 +5,17 @@
 | `query.describe` | - | `site`: its name |
 | `query.count` | `study`: json, hash; `layout`: json, for pairs, or none, for values | `counts`, `cells` |
 | `query.configure` | `study`: json, hash; maybe `model` (files), `study.model_sha256`, `codebook`: toml | `counts` |
-| `train` | `round`: hash, run, round, first_step, steps; `model` (tensors) | `update`, `manifest`, `metrics` |
+| `train` | `round`, `model`; maybe `shard` | `manifest`, `metrics`; maybe `shard` |
 | `evaluate` | the same | `manifest`, `counts` |
+| `query.model` | `round`, `payload`; maybe `shard` | `held`: shards |
+| `query.shard` | `round`; `wanted`: sha256, number | `shard` |
+| `query.acknowledge` | `round`, which is folded | `manifest`: round |
 
-A refusal is a Flower error with a code and sentence of `client/egress.py`.
+`round` is hash (of the study), run, round, first_step, steps; `model` is sha256, base, payload (docs/transfer.md);
+`payload` is a manifest. A refusal is a Flower error with a code and sentence of `client/egress.py`.
+
+A process is started for each message, so what takes seconds to import (torch, transformers, TRL) is imported where a
+message needs it.
 """
 
 import sys
@@ -18,8 +25,9 @@ from collections.abc import Callable
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from client.counting import counted
-from client.egress import REFUSALS, Asked, Described, Reply, answer
+from client.disk import only_one
+from client.egress import REFUSALS, Asked, answer
+from client.inbox import take_shard
 from client.messages import (
     approved_study,
     asked_in,
@@ -27,12 +35,14 @@ from client.messages import (
     known_study,
     layout_in,
     model_folder,
-    model_in,
+    run_folder,
+    shard_in_demand,
     task_in,
 )
+from client.outbox import Outbox
 from client.policy import SITE_CONFIGURATION
+from client.replies import Acknowledged, Described, Handed, Reply
 from client.site import Site, site_of
-from client.training import SiteStudy
 from common.errors import UserError
 
 app = ClientApp()
@@ -57,6 +67,8 @@ def describe(message: Message, context: Context) -> Message:
 @app.query("count")
 def count(message: Message, context: Context) -> Message:
     def work(site: Site) -> Reply:
+        from client.counting import counted
+
         return counted(site, approved_study(site, message), layout_in(message))
 
     return at_the_door(message, context, asked_in(message, "study"), work)
@@ -65,6 +77,8 @@ def count(message: Message, context: Context) -> Message:
 @app.query("configure")
 def configure(message: Message, context: Context) -> Message:
     def work(site: Site) -> Reply:
+        from client.training import SiteStudy
+
         study = approved_study(site, message)
         return SiteStudy(site, study).configure(model_folder(site, message), codebook_in(message))
 
@@ -74,7 +88,12 @@ def configure(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     def work(site: Site) -> Reply:
-        return SiteStudy(site, known_study(site, message)).train(task_in(message), model_in(message))
+        from client.round_model import round_model
+        from client.training import SiteStudy
+
+        run = run_folder(site, message)
+        with only_one(run / "lock"):
+            return SiteStudy(site, known_study(site, message)).train(task_in(message), round_model(run, message))
 
     return at_the_door(message, context, asked_in(message, "round"), work)
 
@@ -82,6 +101,37 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     def work(site: Site) -> Reply:
-        return SiteStudy(site, known_study(site, message)).evaluate(task_in(message), model_in(message))
+        from client.round_model import round_model
+        from client.training import SiteStudy
+
+        run = run_folder(site, message)
+        with only_one(run / "lock"):
+            return SiteStudy(site, known_study(site, message)).evaluate(task_in(message), round_model(run, message))
+
+    return at_the_door(message, context, asked_in(message, "round"), work)
+
+
+@app.query("model")
+def model(message: Message, context: Context) -> Message:
+    def work(site: Site) -> Reply:
+        return take_shard(run_folder(site, message), message)
+
+    return at_the_door(message, context, asked_in(message, "round"), work)
+
+
+@app.query("shard")
+def shard(message: Message, context: Context) -> Message:
+    def work(site: Site) -> Reply:
+        return Handed(Outbox(run_folder(site, message) / "outbox"), *shard_in_demand(message))
+
+    return at_the_door(message, context, asked_in(message, "round"), work)
+
+
+@app.query("acknowledge")
+def acknowledge(message: Message, context: Context) -> Message:
+    def work(site: Site) -> Reply:
+        number = task_in(message).round
+        Outbox(run_folder(site, message) / "outbox").acknowledged(number)
+        return Acknowledged(number)
 
     return at_the_door(message, context, asked_in(message, "round"), work)

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from client.egress import Summarised
+from client.replies import Summarised
 from client.site import Site
 from common.questions.codebook import Codebook
 from common.questions.variables import quantities

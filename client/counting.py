@@ -10,8 +10,8 @@ from pathlib import Path
 import polars as pl
 
 from client.disk import write
-from client.egress import Counted
 from client.policy import BAD_REQUEST, Refusal
+from client.replies import Counted
 from client.site import Site
 from common.questions.counts import count_values
 from common.questions.joint import Layout, count_pairs

@@ -1,6 +1,6 @@
 """The one door: every reply of this site is built here, from an allow-list of typed records.
 
-A reply is one of the record classes below; their fields are all that can leave, under names that stand in
+A reply is one of the record classes of `replies.py`; their fields are all that can leave, under names that stand in
 this file (tensor names come from the coordinator's own model). Figures rest on at least
 `Policy.minimum_patients` patients or do not leave. What goes wrong inside leaves as a number and a fixed
 sentence; the exception itself goes to a log file that stays here. Each passage is written to the audit log
@@ -23,14 +23,23 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from client import audit, policy
 from client.policy import Policy, Refusal, check_patients
 from client.progress import Progress
+from client.replies import (
+    Acknowledged,
+    Configured,
+    Counted,
+    Described,
+    Evaluated,
+    Handed,
+    Held,
+    Reply,
+    Summarised,
+    Trained,
+)
 from common.bulk.beat import Beat
 from common.disk import named_disk_faults
 from common.errors import UserError
-from common.questions.counts import KEY
-from common.registry.config import Feature
 from common.registry.registry import printed
-from common.update.chain import Step, decode
-from common.update.tensors import State, sha256, to_record
+from common.transfer.records import MODEL_MISSING, PAYLOAD_MISSING, SHARD, inline_shard, shard_record
 
 REFUSALS = {
     policy.NOT_APPROVED: "this site has not approved the study",
@@ -45,89 +54,9 @@ REFUSALS = {
     policy.JOB_OUT_OF_MEMORY: "local training ran out of memory at this site",
     policy.JOB_ENDED: "local training ended at this site before it was done: see its job's log",
     policy.RUN_REMOVED: "this site has removed the run's state: start the study as a new run",
+    MODEL_MISSING: "this site has no model that the message's could be made from",
+    PAYLOAD_MISSING: "this site has no such update that may leave",
 }
-
-
-@dataclass(frozen=True)
-class Described:
-    """Answer to `query.describe`."""
-
-    site: str
-
-
-@dataclass(frozen=True)
-class Configured:
-    """Answer to `query.configure`: the size of this site's part."""
-
-    patients: int
-    questions: int
-    codebook: str
-    """Hash of the codebook behind the questions, for the audit log. Does not leave."""
-
-
-@dataclass(frozen=True)
-class Counted:
-    """Answer to `query.count`: counts of values or of pairs of values among the training patients.
-
-    A cell leaves if enough patients stand behind it. A value's cell is else left out, its name too; a pair's cell has
-    no name, only a place in the vector, and is else sent as 0.
-    """
-
-    patients: int
-    features: tuple[Feature, ...]
-    """How the site declares the columns that are counted, without its raw codes and cleaning; none with pairs."""
-    cells: pl.DataFrame
-    """`count`, `patients` behind it (does not leave) and, of values, the columns of `counts.KEY`."""
-
-    @property
-    def names(self) -> list[str]:
-        return [name for name in KEY if name in self.cells.columns]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Answer to `train`: the encoded update and what the round's learning was like, on average."""
-
-    update: State
-    model: State
-    """What of the coordinator's model the update changes. Does not leave."""
-    steps: list[Step]
-    """The study's update chain, which made the update. Does not leave."""
-    round: int
-    patients: int
-    questions: int
-    reward: float
-    informative: float
-    """Share of the groups with unequal rewards."""
-    generating_s: float
-    learning_s: float
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """Answer to `evaluate`: counts over the validation questions."""
-
-    round: int
-    patients: int
-    questions: int
-    right: int
-    boxed: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Summarised:
-    """What `wardround-site check --share` tells others. Not an answer to a message: a person takes the file along.
-
-    `cells` has `what` (feature, outcome, task), `name` (as the site declares it; of an outcome with its answer),
-    `count` and the `patients` behind it.
-    """
-
-    patients: int
-    cells: pl.DataFrame
-
-
-Reply = Described | Configured | Counted | Trained | Evaluated
 
 
 @dataclass(frozen=True)
@@ -181,8 +110,7 @@ def records(reply: Reply, door: Door) -> RecordDict:
             )
         case Trained():
             check_patients(door.policy, reply.patients)
-            # As the coordinator will: what is no change of this model does not leave.
-            decode(reply.steps, reply.model, reply.update, door.site)
+            check_update(reply, door)
             metrics: dict[str, int | float] = {
                 "patients": reply.patients,
                 "questions": reply.questions,
@@ -191,13 +119,33 @@ def records(reply: Reply, door: Door) -> RecordDict:
                 "generating_s": finite(reply.generating_s),
                 "learning_s": finite(reply.learning_s),
             }
+            payload = reply.outbox.payload(reply.manifest.sha256)
             return RecordDict(
                 {
-                    "update": to_record(reply.update),
-                    "manifest": ConfigRecord({"round": reply.round, "sha256": sha256(reply.update)}),
+                    "manifest": ConfigRecord({"round": reply.round, **reply.manifest.to_dict()}),
                     "metrics": MetricRecord(dict(metrics)),
+                    **inline_shard(payload, reply.manifest, reply.inline_bytes),
                 }
             )
+        case Handed(outbox, sha256, number):
+            return RecordDict({SHARD: shard_record(outbox.shard(sha256, number))})
+        case Held(shards):
+            return RecordDict({"held": ConfigRecord({"shards": shards})})
+        case Acknowledged(number):
+            return RecordDict({"manifest": ConfigRecord({"round": number})})
+
+
+def check_update(reply: Trained, door: Door) -> None:
+    """Decode the file that would leave, as the coordinator will: what is no change of this model does not leave.
+
+    Raises:
+        BadUpdate: it does not decode to a change of the model.
+    """
+    from common.update.chain import decode
+    from common.update.payload import read_payload
+
+    update = read_payload(reply.outbox.payload(reply.manifest.sha256), door.site)
+    decode(reply.steps, reply.model, update, door.site)
 
 
 def counted_records(reply: Counted, permitted: Policy) -> RecordDict:
@@ -214,6 +162,10 @@ def detail(reply: Reply, door: Door) -> str:
     match reply:
         case Configured():
             return f"codebook {reply.codebook}"
+        case Trained():
+            return f"update {reply.manifest.sha256}, {reply.manifest.size} bytes"
+        case Handed(_, sha256, number):
+            return f"shard {number} of update {sha256}"
         case Counted():
             held = reply.cells.filter((pl.col("count") > 0) & (pl.col("patients") < door.policy.minimum_patients))
             return f"{held.height} of {reply.cells.height} counts held back"
@@ -245,6 +197,8 @@ def release(door: Door, asked: Asked, reply: Reply, message: Message) -> Message
     kind = type(reply).__name__
     passage = audit.Passage(kind, asked.study, asked.run, asked.round, size, digest, detail(reply, door))
     audit.append(door.state / "audit.jsonl", passage)
+    if isinstance(reply, Trained):
+        reply.outbox.approve(reply.manifest, reply.round)
     return Message(content, reply_to=message)
 
 

@@ -29,7 +29,6 @@ from common.questions.codebook_file import from_toml
 from common.questions.joint import Layout
 from common.strict import checked
 from common.study import Study, parse_study
-from common.update.tensors import BadUpdate, State, from_record
 
 HASH = re.compile(r"^[0-9a-f]{64}$")
 
@@ -133,14 +132,15 @@ def layout_in(message: Message) -> Layout | None:
         raise Refusal(BAD_REQUEST) from None
 
 
-def model_in(message: Message) -> State:
-    records = message.content.array_records
-    if "model" not in records:
-        raise Refusal(BAD_REQUEST)
-    try:
-        return from_record(records["model"], "the coordinator")
-    except BadUpdate:
-        raise Refusal(BAD_MODEL) from None
+def run_folder(site: Site, message: Message) -> Path:
+    """Where this site keeps what it has of the run that a message names; the study is configured and permitted."""
+    return site.state / "studies" / known_study(site, message).hash / "runs" / task_in(message).run
+
+
+def shard_in_demand(message: Message) -> tuple[str, int]:
+    """Whose shard a message wants, by the payload's hash, and which."""
+    record = config(message, "wanted")
+    return text(record, "sha256"), count(record, "number")
 
 
 def task_in(message: Message) -> Task:

@@ -28,6 +28,8 @@ class Settings(Strict):
     policy: Policy = Policy()
     keep_runs: Positive | None = None
     """Runs whose optimiser states and updates stay here, the last ones; all unless given."""
+    keep_days: Positive = 30
+    """How long an update stays here that the coordinator never says is folded."""
     launcher: Launcher | None = None
     """The command that starts local training as a job of its own; in this process unless given."""
     bulk_mb_per_s: float | None = Field(default=None, gt=0)

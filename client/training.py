@@ -7,9 +7,10 @@ Everything lasting is under the site's folder, since a new process may answer ea
     studies/HASH/codebook.toml         the codebook behind the questions
     studies/HASH/{train,validation}.parquet
     studies/HASH/pass_rates.parquet    of the base model, where the study drops questions by them
-    studies/HASH/runs/RUN/             optimiser state, what is left over, last.json and the update that it tells of;
+    studies/HASH/runs/RUN/             optimiser state, what is left over, last.json: the last answer to `train`;
                                        progress.json, how far the local steps are;
                                        steps-ROUND.json, rewards and signs of reward hacking by step, never leaves
+    studies/HASH/runs/RUN/{model,inbox,outbox}/    see round_model.py, inbox.py, outbox.py
     studies/HASH/runs/RUN/job/         the training job's log and files, where the site has a launcher
 """
 
@@ -23,10 +24,10 @@ import polars as pl
 from safetensors.torch import load_file, save_file
 
 from client.disk import write
-from client.egress import Configured, Evaluated, Trained
 from client.heartbeat import Heartbeat
 from client.keeping import keep_runs
 from client.messages import HASH, Task
+from client.outbox import Outbox
 from client.policy import (
     BAD_CODEBOOK,
     BAD_MODEL,
@@ -37,6 +38,7 @@ from client.policy import (
     Refusal,
 )
 from client.progress import note
+from client.replies import Configured, Evaluated, Trained
 from client.site import Site
 from common.errors import UserError
 from common.evaluation.answering import answer
@@ -52,6 +54,7 @@ from common.questions.curriculum import worth_asking
 from common.registry.stored import stored_registry
 from common.study import Study
 from common.tasks.site_questions import site_questions
+from common.transfer.manifest import Manifest, manifest_from
 from common.update.chain import chain, encode
 from common.update.tensors import BadUpdate, State, check_finite, check_like, sha256
 
@@ -258,7 +261,7 @@ class SiteStudy:
     def train(self, task: Task, model: State) -> Trained:
         """The local steps of a round, and the update they make.
 
-        The update stays on the disk until the next round's: asked again for the same round from the same
+        The update stays on the disk until its round is folded: asked again for the same round from the same
         model, the site sends the same bytes and takes no further step.
         """
         self.check(task)
@@ -266,9 +269,11 @@ class SiteStudy:
         keep_runs(self.site.state, folder, self.site.settings.keep_runs)
         asked = {"round": task.round, "first_step": task.first_step, "steps": task.steps, "model": sha256(model)}
         last = json.loads((folder / "last.json").read_text()) if (folder / "last.json").exists() else None
-        steps, before = chain(self.study.update), trained_in_round(self.study.model, task.round, model)
-        if last is not None and last["asked"] == asked:
-            return Trained(update=load_file(folder / last["file"]), model=before, steps=steps, **last["figures"])
+        before, outbox = trained_in_round(self.study.model, task.round, model), Outbox(folder / "outbox")
+        outbox.acknowledged(task.round - 1)
+        outbox.drop_older(self.site.settings.keep_days)
+        if last is not None and last["asked"] == asked and outbox.payload(last["manifest"]["sha256"]).exists():
+            return self.trained(outbox, manifest_from(last["manifest"]), before, last["figures"])
         about = self.about()
         policy = self.policy(model)
         state_step = goes_on_from(last, task)
@@ -277,7 +282,7 @@ class SiteStudy:
         write(folder / f"steps-{task.round:04d}.json", lambda part: part.write_text(told))
         after = trained_in_round(self.study.model, task.round, trainable_state(policy))
         earlier = read_left_over(folder / "state", state_step)
-        update, left = encode(steps, before, after, earlier)
+        update, left = encode(chain(self.study.update), before, after, earlier)
         # With what other rounds' factors left over.
         write_left_over(folder / "state", task.first_step + task.steps, earlier | left, kept=state_step)
         figures: dict[str, Any] = {
@@ -289,14 +294,14 @@ class SiteStudy:
             "generating_s": result.seconds["generating"],
             "learning_s": result.seconds["learning"],
         }
-        file = f"update-{task.round}-{asked['model']}.safetensors"
-        write(folder / file, lambda part: save_file(update, part))
-        kept = {"asked": asked, "figures": figures, "state_step": state_step, "file": file}
+        manifest = outbox.put(lambda part: save_file(update, part), self.study.transfer.shard_bytes)
+        kept = {"asked": asked, "figures": figures, "state_step": state_step, "manifest": manifest.to_dict()}
         write(folder / "last.json", lambda part: part.write_text(json.dumps(kept)))
-        for old in folder.glob("update-*.safetensors"):
-            if old.name != file:
-                old.unlink()
-        return Trained(update=update, model=before, steps=steps, **figures)
+        return self.trained(outbox, manifest, before, figures)
+
+    def trained(self, outbox: Outbox, manifest: Manifest, before: State, figures: dict[str, Any]) -> Trained:
+        steps, inline_bytes = chain(self.study.update), self.study.transfer.inline_bytes
+        return Trained(outbox, manifest, before, steps, inline_bytes, **figures)
 
     def evaluate(self, task: Task, model: State) -> Evaluated:
         """Counts over the validation questions, answered by the round's model."""

@@ -1,4 +1,5 @@
-"""The tables of a study that say how sites' updates travel and become the next model: `[update]` and `[rounds]`.
+"""The tables of a study that say how sites' updates travel and become the next model: `[update]`, `[transfer]`
+and `[rounds]`.
 
 Each algorithm has its own vetted defaults; the formulas and their sources stand where they are computed
 (`common/update`, `server/fold.py`, `server/outer.py`).
@@ -53,6 +54,23 @@ class Update(Strict):
             if step not in self.steps and value is not None:
                 raise ValueError(f"update.{setting} is given but update.steps has no {step!r}; take one out")
         return self
+
+
+class Transfer(Strict):
+    """How updates and models are moved (docs/transfer.md). Nothing of it changes what is computed."""
+
+    shard_mb: float = Field(default=64.0, gt=0, le=256)
+    """Million bytes that are asked for, sent and verified at a time."""
+    inline_mb: float = Field(default=16.0, ge=0, le=256)
+    """A payload up to this size travels inside the message itself; 0 for none."""
+
+    @property
+    def shard_bytes(self) -> int:
+        return max(1, int(self.shard_mb * 1e6))
+
+    @property
+    def inline_bytes(self) -> int:
+        return int(self.inline_mb * 1e6)
 
 
 class Sgd(Strict):

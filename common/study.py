@@ -14,7 +14,7 @@ import tomli_w
 from pydantic import Field, model_validator
 
 from common.errors import UserError
-from common.federation import Rounds, Update
+from common.federation import Rounds, Transfer, Update
 from common.launcher import Launcher
 from common.strict import Fraction, Positive, Strict, checked, read_toml
 
@@ -277,6 +277,7 @@ class Study(Strict):
     grpo: Grpo = Grpo()
     rounds: Rounds = Rounds()
     update: Update = Update()
+    transfer: Transfer = Transfer()
     evaluation: Evaluation = Evaluation()
     simulation: Simulation = Simulation()
 

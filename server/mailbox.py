@@ -6,7 +6,7 @@ and named in the event log.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
@@ -25,6 +25,19 @@ class Question:
 
 
 @dataclass
+class Pace:
+    """Pauses between looks for replies: longer and longer while none comes."""
+
+    pause: float = FIRST_WAIT_S
+
+    def wait(self, came: bool, end: float) -> None:
+        """Args: `came`: a reply came at the last look; `end`: of the waiting, on the monotonic clock."""
+        self.pause = FIRST_WAIT_S if came else min(self.pause * 1.5, LONGEST_WAIT_S)
+        if not came:
+            time.sleep(max(0.0, min(self.pause, end - time.monotonic())))
+
+
+@dataclass
 class Mailbox:
     """Messages to nodes whose site names are known.
 
@@ -40,6 +53,39 @@ class Mailbox:
     outstanding: dict[str, Question] = field(default_factory=dict)
     answered: dict[str, Question] = field(default_factory=dict)
 
+    def post(self, site: str, kind: str, number: int, content: RecordDict, ttl_s: float) -> str | None:
+        """Send one message; returns its id, or None where it cannot be sent."""
+        message = Message(content, self.nodes[site], kind, ttl=ttl_s, group_id=str(number))
+        pushed = list(self.grid.push_messages([message]))
+        if not pushed or not pushed[0]:
+            self.log.write("site_unreachable", site=site, round=number, kind=kind)
+            return None
+        self.outstanding[pushed[0]] = Question(site, number)
+        return pushed[0]
+
+    def collect(self, waiting: Collection[str]) -> list[tuple[str, Message]]:
+        """The replies that are there now, by the id of the message that each answers, of those in `waiting`."""
+        if not self.outstanding:
+            return []
+        replies = list(self.grid.pull_messages(list(self.outstanding)))
+        return [(str(m.metadata.reply_to_message_id), m) for m in replies if self.take(m, waiting)]
+
+    def take(self, reply: Message, waiting: Collection[str]) -> bool:
+        """Whether this reply is waited for; else it is refused and named."""
+        message_id = reply.metadata.reply_to_message_id
+        if message_id in self.answered:
+            question = self.answered[message_id]
+            self.log.write("reply_refused", site=question.site, round=question.round, fault="it answered twice")
+            return False
+        if message_id not in self.outstanding:
+            self.log.write("reply_refused", site="", round=-1, fault="it answers no message of this run")
+            return False
+        question = self.answered[message_id] = self.outstanding.pop(message_id)
+        if message_id not in waiting:
+            self.log.write("reply_refused", site=question.site, round=question.round, fault="it came too late")
+            return False
+        return True
+
     def ask(
         self, kind: str, number: int, contents: Mapping[str, RecordDict], deadline_s: float
     ) -> Iterator[tuple[str, Message]]:
@@ -48,42 +94,17 @@ class Mailbox:
         A reply may carry an error. Sites that did not answer in time are named in a `site_silent` event.
         """
         end = time.monotonic() + deadline_s
-        waiting: set[str] = set()
+        waiting: dict[str, str] = {}
         for site, content in contents.items():
-            message = Message(content, self.nodes[site], kind, ttl=deadline_s, group_id=str(number))
-            pushed = list(self.grid.push_messages([message]))
-            if not pushed or not pushed[0]:
-                self.log.write("site_unreachable", site=site, round=number, kind=kind)
-                continue
-            self.outstanding[pushed[0]] = Question(site, number)
-            waiting.add(pushed[0])
-        pause = FIRST_WAIT_S
+            message_id = self.post(site, kind, number, content, deadline_s)
+            if message_id is not None:
+                waiting[message_id] = site
+        pace = Pace()
         while waiting and time.monotonic() < end:
-            replies = list(self.grid.pull_messages(list(self.outstanding)))
-            for reply in replies:
-                question = self.take(reply, waiting)
-                if question is not None:
-                    yield question.site, reply
-            pause = FIRST_WAIT_S if replies else min(pause * 1.5, LONGEST_WAIT_S)
-            if waiting and not replies:
-                time.sleep(max(0.0, min(pause, end - time.monotonic())))
-        for message_id in sorted(waiting):
-            site = self.outstanding[message_id].site
+            came = self.collect(waiting.keys())
+            for message_id, reply in came:
+                yield waiting.pop(message_id), reply
+            if waiting:
+                pace.wait(bool(came), end)
+        for site in sorted(waiting.values()):
             self.log.write("site_silent", site=site, round=number, kind=kind, deadline_s=deadline_s)
-
-    def take(self, reply: Message, waiting: set[str]) -> Question | None:
-        """Whose reply this is, if it is one that is waited for; else it is refused and named."""
-        message_id = reply.metadata.reply_to_message_id
-        if message_id in self.answered:
-            question = self.answered[message_id]
-            self.log.write("reply_refused", site=question.site, round=question.round, fault="it answered twice")
-            return None
-        if message_id not in self.outstanding:
-            self.log.write("reply_refused", site="", round=-1, fault="it answers no message of this run")
-            return None
-        question = self.answered[message_id] = self.outstanding.pop(message_id)
-        if message_id not in waiting:
-            self.log.write("reply_refused", site=question.site, round=question.round, fault="it came too late")
-            return None
-        waiting.remove(message_id)
-        return question

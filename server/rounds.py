@@ -15,9 +15,11 @@ from flwr.serverapp import Grid
 
 from common.models.policy import load_policy, trainable_state
 from common.study import Study
-from common.update.tensors import BadUpdate, State, byte_count, check_finite, to_record
+from common.update.tensors import BadUpdate, check_finite
 from server.adapters import measure_and_correct
 from server.codebooks import common_codebook
+from server.conversation import Talk, converse
+from server.delivery import Delivery
 from server.exchange import Counts, RoundContext, check_reply, figures
 from server.fold import Folded, fold, normalised
 from server.gate import Gate, open_gate
@@ -30,6 +32,8 @@ from server.round_store import Checkpoint, RoundStore
 from server.run_folder import EventLog
 from server.sites import DESCRIBE_S, Roll, configure_sites, study_content
 
+ACKNOWLEDGE_S = 60.0
+"""How long a run that is done waits for the sites to hear of it."""
 EVALUATED = ("patients", "questions", "right", "boxed", "seconds")
 """Figures of the answer to `evaluate`, as client/egress.py lets them out."""
 
@@ -66,24 +70,27 @@ def folded_step(
     return Checkpoint(number, number * rounds.local_steps, model, outer.state, notes), folded
 
 
-def evaluate_sites(box: Mailbox, context: RoundContext, model: State) -> Counts:
+def evaluate_talk(site: str, context: RoundContext, delivery: Delivery, log: EventLog) -> Talk[dict[str, float] | None]:
+    """One site's counts; None, and a line in the log, where it has none that can be used."""
+    try:
+        reply = yield from delivery.ask(site, "evaluate", context)
+        if reply.has_error():
+            log.write("site_refused", site=site, round=context.round, fault=reply.error.reason or "")
+            return None
+        check_reply(reply, {"manifest": (), "counts": EVALUATED}, context, site)
+    except BadUpdate as bad:
+        log.write("reply_refused", site=site, round=context.round, fault=bad.fault)
+        return None
+    return figures(reply, "counts")
+
+
+def evaluate_sites(box: Mailbox, context: RoundContext, delivery: Delivery) -> Counts:
     """Counts on each site's own validation questions; a site that does not answer is left out and named."""
     if context.study.rounds.validation_patients == 0:
         return {}
-    content = RecordDict({"round": context.record(), "model": to_record(model)})
-    contents = dict.fromkeys(box.nodes, content)
-    curve: Counts = {}
-    for site, reply in box.ask("evaluate", context.round, contents, context.study.rounds.deadline_s):
-        if reply.has_error():
-            box.log.write("site_refused", site=site, round=context.round, fault=reply.error.reason or "")
-            continue
-        try:
-            check_reply(reply, {"manifest": (), "counts": EVALUATED}, context, site)
-        except BadUpdate as bad:
-            box.log.write("reply_refused", site=site, round=context.round, fault=bad.fault)
-            continue
-        curve[site] = figures(reply, "counts")
-    return dict(sorted(curve.items()))
+    talks = {site: evaluate_talk(site, context, delivery, box.log) for site in box.nodes}
+    curve = converse(box, context.round, talks, context.study.rounds.deadline_s)
+    return {site: counts for site, counts in sorted(curve) if counts is not None}
 
 
 def points(curve: Counts, baseline: Counts) -> dict[str, dict[str, Any]]:
@@ -138,7 +145,13 @@ def gated_step(gate: Gate, before: Checkpoint, after: Checkpoint, log: EventLog)
 
 
 def one_round(
-    box: Mailbox, roll: Roll, context: RoundContext, before: Checkpoint, store: RoundStore, gate: Gate | None
+    box: Mailbox,
+    roll: Roll,
+    context: RoundContext,
+    before: Checkpoint,
+    store: RoundStore,
+    delivery: Delivery,
+    gate: Gate | None,
 ) -> Checkpoint:
     """From a finished round's checkpoint to the next one's, saved.
 
@@ -148,13 +161,20 @@ def one_round(
     start = time.monotonic()
     study, number = context.study, context.round
     box.log.write("round_started", round=number, rounds=study.rounds.rounds, sites=sorted(study.sites.train))
-    here = updates(box, roll, context, lambda sites, left: gather(box, context, before.model, store, sites, left))
+    delivery.announce(before.model)
+
+    def ask(sites: list[str], left: float) -> dict[str, Contribution]:
+        return gather(box, context, before.model, store, delivery, sites, left)
+
+    here = updates(box, roll, context, ask)
+    down = delivery.sent
     gathered = time.monotonic() - start
     after, folded = folded_step(context, before, store, weights_of(study, here))
     gating = time.monotonic()
     after = gated_step(gate, before, after, box.log) if gate else after
     stepped = time.monotonic()
-    curve = evaluate_sites(box, context, after.model)
+    delivery.announce(after.model, before.model)
+    curve = evaluate_sites(box, context, delivery)
     waited = gathered + time.monotonic() - stepped
     baseline: Counts = before.notes["baseline"]
     notes = {
@@ -167,7 +187,7 @@ def one_round(
             for site, c in here.items()
         },
         "bytes": {site: c.bytes for site, c in here.items()},
-        "bytes_down": byte_count(before.model) * 2 * len(box.nodes),
+        "bytes_down": down + delivery.sent,
         "seconds": spent(here, curve, waited, stepped - gating, time.monotonic() - start),
     }
     after = replace(after, notes=notes)
@@ -181,11 +201,12 @@ def one_round(
 
 
 def first_checkpoint(
-    box: Mailbox, study: Study, run: str, folder: Path, store: RoundStore, gate: Gate | None
+    box: Mailbox, study: Study, run: str, folder: Path, store: RoundStore, delivery: Delivery, gate: Gate | None
 ) -> Checkpoint:
     """Round 0: the base model, and where each site and the gate's questions stand with it."""
     model = trainable_state(load_policy(study, folder))
-    baseline = evaluate_sites(box, RoundContext(study, run, 0), model)
+    delivery.announce(model)
+    baseline = evaluate_sites(box, RoundContext(study, run, 0), delivery)
     notes: dict[str, Any] = {"baseline": baseline, "accuracy": pooled_accuracy(baseline)}
     notes["sites"] = points(baseline, baseline)
     if gate:
@@ -194,6 +215,16 @@ def first_checkpoint(
     store.save(checkpoint)
     box.log.write("baseline", rounds=study.rounds.rounds, **notes)
     return checkpoint
+
+
+def acknowledge(box: Mailbox, context: RoundContext) -> None:
+    """Tell the sites that the last round is folded, so that they need not keep its update.
+
+    Earlier rounds' are acknowledged by the messages of the next. A site that misses it deletes the update in time.
+    """
+    content = RecordDict({"round": context.record()})
+    for _ in box.ask("query.acknowledge", context.round, dict.fromkeys(box.nodes, content), ACKNOWLEDGE_S):
+        pass
 
 
 def run_rounds(grid: Grid, study: Study, run: str, folder: Path, store: RoundStore, log: EventLog) -> Checkpoint:
@@ -220,9 +251,12 @@ def run_rounds(grid: Grid, study: Study, run: str, folder: Path, store: RoundSto
     configure_sites(box, study, content)
     roll.begin(box.nodes, content)
     gate = open_gate(study, folder, codebook, store.folder)
-    checkpoint = latest or first_checkpoint(box, study, run, folder, store, gate)
+    delivery = Delivery(store.folder / "outgoing", study.transfer, log)
+    checkpoint = latest or first_checkpoint(box, study, run, folder, store, delivery, gate)
     if latest is not None:
         log.write("resumed", round=latest.round)
     for number in range(checkpoint.round + 1, study.rounds.rounds + 1):
-        checkpoint = one_round(box, roll, RoundContext(study, run, number), checkpoint, store, gate)
+        checkpoint = one_round(box, roll, RoundContext(study, run, number), checkpoint, store, delivery, gate)
+    acknowledge(box, RoundContext(study, run, study.rounds.rounds))
+    delivery.end()
     return checkpoint

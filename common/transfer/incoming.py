@@ -97,6 +97,17 @@ class Incoming:
             self.cut()
             raise
 
+    def add_shard(self, data: bytes) -> None:
+        """Append the shard that is next, of which some bytes may be here.
+
+        Raises:
+            BadPayload: it is not that shard.
+        """
+        begin, end = self.offsets[self.shards : self.shards + 2]
+        if len(data) != end - begin:
+            raise BadPayload(f"shard {self.shards} has {len(data)} bytes instead of {end - begin}")
+        self.add(data[self.held - begin :])
+
     @property
     def complete(self) -> bool:
         return self.held == self.manifest.size

@@ -1,31 +1,24 @@
-"""Named tensors on the wire: raw little-endian bytes, so that bf16 travels as it is.
-
-A state is a flat dict from tensor name to CPU tensor. Flower's numpy path cannot carry bf16, so an
-`Array` here holds the tensor's own bytes under the storage type `raw`.
-"""
+"""Named tensors: a state is a flat dict from tensor name to CPU tensor; as a file it is safetensors (`payload.py`)."""
 
 import hashlib
-import math
 from collections.abc import Collection
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord
 
 from common.errors import UserError
 
 State = dict[str, torch.Tensor]
 
-RAW = "raw"
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "int32": torch.int32,
-    "int16": torch.int16,
-    "int8": torch.int8,
-    "uint8": torch.uint8,
+NAMES = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.int32: "int32",
+    torch.int16: "int16",
+    torch.int8: "int8",
+    torch.uint8: "uint8",
 }
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+"""Types of tensors that travel."""
 
 
 class BadUpdate(UserError):
@@ -44,43 +37,9 @@ def to_bytes(tensor: torch.Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def from_bytes(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    if not data:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
-
-
 def byte_row(data: bytes) -> torch.Tensor:
     """Bytes as a tensor (uint8, one dimension)."""
     return torch.from_numpy(np.frombuffer(data, np.uint8).copy())
-
-
-def to_record(state: State) -> ArrayRecord:
-    """Pack a state, names in sorted order."""
-    return ArrayRecord(
-        {
-            name: Array(NAMES[tensor.dtype], tuple(tensor.shape), RAW, to_bytes(tensor))
-            for name, tensor in sorted(state.items())
-        }
-    )
-
-
-def from_record(record: ArrayRecord, source: str) -> State:
-    """Unpack what `to_record` packed.
-
-    Raises:
-        BadUpdate: an array of another storage type, of an unknown type, or whose bytes do not fill its shape.
-    """
-    state: State = {}
-    for name, array in record.items():
-        if array.stype != RAW or array.dtype not in DTYPES:
-            raise BadUpdate(source, f"tensor {name!r} has the type {array.dtype!r} in {array.stype!r} storage")
-        dtype = DTYPES[array.dtype]
-        shape = tuple(array.shape)
-        if min(shape, default=0) < 0 or len(array.data) != math.prod(shape) * dtype.itemsize:
-            raise BadUpdate(source, f"tensor {name!r} has {len(array.data)} bytes for the shape {list(shape)}")
-        state[name] = from_bytes(array.data, dtype, shape)
-    return state
 
 
 def sha256(state: State) -> str:

@@ -2,6 +2,8 @@
 log has it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +11,21 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from safetensors.torch import save_file
 
 from client import policy
 from client.app import app
 from client.audit import first_broken
-from client.egress import REFUSALS, Asked, Configured, Door, Trained, answer, records
+from client.egress import REFUSALS, Asked, Door, answer, records
+from client.outbox import Outbox
 from client.policy import Policy, Refusal
+from client.replies import Configured, Handed, Trained
 from common.errors import UserError
 from common.federation import Update
 from common.study import Study, parse_study
+from common.transfer.records import PAYLOAD_MISSING, shard_in
 from common.update.chain import chain
-from common.update.tensors import BadUpdate
+from common.update.tensors import BadUpdate, State
 
 SECRET = "Mrs Example, 1931-04-02"
 REGISTRY = Path(__file__).parents[2] / "site_configs" / "synthetic" / "_registry.toml"
@@ -152,28 +158,78 @@ def test_what_an_exception_says_stays_here(tmp_path: Path, error: Exception) -> 
     assert SECRET in (tmp_path / "errors.log").read_text()
 
 
-def trained(**changes: Any) -> Trained:
-    model = {"w": torch.zeros(2)}
-    values = {"update": {"w": torch.zeros(2, dtype=torch.int32)}, "model": model, "steps": chain(Update()),
+def trained(folder: Path, update: State | None = None, **changes: Any) -> Trained:
+    model, outbox = {"w": torch.zeros(2)}, Outbox(folder / "outbox")
+    made = update or {"w": torch.zeros(2, dtype=torch.int32)}
+    manifest = outbox.put(lambda part: save_file(made, part), 30)
+    values = {"outbox": outbox, "manifest": manifest, "model": model, "steps": chain(Update()), "inline_bytes": 1000,
               "round": 1, "patients": 20, "questions": 40, "reward": 0.5, "informative": 0.5,
               "generating_s": 1.0, "learning_s": 1.0}  # fmt: skip
     return Trained(**(values | changes))
 
 
 def test_only_what_the_allow_list_names_leaves(tmp_path: Path) -> None:
-    content = records(trained(), door(tmp_path))
+    content = records(trained(tmp_path), door(tmp_path))
     assert {name: set(record) for name, record in content.items()} == {
-        "update": {"w"},
-        "manifest": {"round", "sha256"},
+        "shard": {"shard"},
+        "manifest": {"round", "sha256", "size", "shard_sha256", "shard_size"},
         "metrics": {"patients", "questions", "reward", "informative", "generating_s", "learning_s"},
     }
+
+
+def shards(outbox: Outbox, sha256: str, numbers: list[int], folder: Path) -> bytes:
+    replies = [records(Handed(outbox, sha256, number), door(folder)) for number in numbers]
+    return b"".join(shard_in(content) for content in replies)
+
+
+def test_shards_leave_of_an_update_that_was_let_out_and_of_no_other(tmp_path: Path) -> None:
+    reply = trained(tmp_path, inline_bytes=0)
+    digest, count = reply.manifest.sha256, len(reply.manifest.shards)
+    assert count > 1
+    with pytest.raises(Refusal) as early:
+        shards(reply.outbox, digest, [0], tmp_path)
+    assert early.value.code == PAYLOAD_MISSING
+    let_out = answer(door(tmp_path), Asked(), question(), lambda: reply)
+    assert set(let_out.content) == {"manifest", "metrics"}, "nothing of the update is in the answer itself"
+    whole = shards(reply.outbox, digest, list(range(count)), tmp_path)
+    assert whole == reply.outbox.payload(digest).read_bytes()
+    assert shards(reply.outbox, digest, [0, 0], tmp_path) == 2 * whole[:30], "each as often as it is asked for"
+    for wrong, code in ((digest[:-1] + "x", policy.BAD_REQUEST), ("0" * 64, PAYLOAD_MISSING)):
+        with pytest.raises(Refusal) as refused:
+            shards(reply.outbox, wrong, [0], tmp_path)
+        assert refused.value.code == code
+    with pytest.raises(Refusal) as beyond:
+        shards(reply.outbox, digest, [count], tmp_path)
+    assert beyond.value.code == policy.BAD_REQUEST
+    log = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [(line["kind"], line["detail"]) for line in log] == [
+        ("Trained", f"update {digest}, {reply.manifest.size} bytes")
+    ]
+
+
+def test_an_update_that_changed_on_the_disk_does_not_leave(tmp_path: Path) -> None:
+    reply = trained(tmp_path, inline_bytes=0)
+    answer(door(tmp_path), Asked(), question(), lambda: reply)
+    payload = reply.outbox.payload(reply.manifest.sha256)
+    payload.write_bytes(payload.read_bytes()[:-1] + b"x")
+    last = len(reply.manifest.shards) - 1
+    with pytest.raises(Refusal) as refused:
+        shards(reply.outbox, reply.manifest.sha256, [last], tmp_path)
+    assert refused.value.code == PAYLOAD_MISSING and not payload.exists(), "the next answer computes it again"
+
+
+def test_the_app_is_light_enough_to_be_started_for_a_shard() -> None:
+    """torch and what is built on it take seconds to import, and every message has a process of its own."""
+    code = "import client.app, sys; print(*sorted({'torch', 'transformers', 'trl', 'sklearn'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 @pytest.mark.parametrize("figure", ["reward", "informative", "generating_s", "learning_s"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_figure_that_is_not_finite_does_not_leave(tmp_path: Path, figure: str, value: float) -> None:
     with pytest.raises(Refusal):
-        records(trained(**{figure: value}), door(tmp_path))
+        records(trained(tmp_path, **{figure: value}), door(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -186,9 +242,9 @@ def test_a_figure_that_is_not_finite_does_not_leave(tmp_path: Path, figure: str,
 )
 def test_tensors_that_the_model_does_not_have_do_not_leave(tmp_path: Path, update: dict[str, torch.Tensor]) -> None:
     with pytest.raises(BadUpdate):
-        records(trained(update=update), door(tmp_path))
+        records(trained(tmp_path, update), door(tmp_path))
 
 
 def test_an_update_of_too_few_patients_does_not_leave(tmp_path: Path) -> None:
     with pytest.raises(Refusal):
-        records(trained(patients=policy.MINIMUM_PATIENTS - 1), door(tmp_path))
+        records(trained(tmp_path, patients=policy.MINIMUM_PATIENTS - 1), door(tmp_path))

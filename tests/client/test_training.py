@@ -1,5 +1,7 @@
 """A site's train message: answered once, however often it is asked, and after rounds that the site missed."""
 
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ from client.egress import REFUSALS
 from client.messages import Task
 from client.policy import BAD_MODEL, BAD_REQUEST, JOB_ENDED, JOB_OUT_OF_MEMORY, NOT_CONFIGURED, Policy, Refusal
 from client.progress import read
+from client.replies import Trained
 from client.site import Settings, Site
 from client.training import SiteStudy
 from common.models.policy import load_policy, trainable_state
 from common.registry.config import read_registry_config
 from common.study import Curriculum, Study, parse_study
+from common.update.payload import read_payload
 from common.update.tensors import State
 
 SHIPPED = Path(__file__).parents[2] / "site_configs" / "synthetic" / "synthetic-north.toml"
@@ -61,6 +65,14 @@ def task(number: int) -> Task:
     return Task("run", number, (number - 1) * 2, 2)
 
 
+def update_of(answer: Trained) -> State:
+    return read_payload(answer.outbox.payload(answer.manifest.sha256), "the site")
+
+
+def learned(answer: Trained) -> bool:
+    return any(bool(tensor.any()) for tensor in update_of(answer).values())
+
+
 def same(a: State, b: State) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
@@ -74,26 +86,53 @@ def test_asked_twice_it_answers_the_same_and_learns_once(at_site: SiteStudy, mod
     assert noted is not None and (noted.round, noted.step, noted.steps) == (1, 2, 2)
     assert (noted.study, noted.run) == (at_site.study.hash, "run")
     second = at_site.train(task(1), model)
-    assert same(first.update, second.update) and first.generating_s == second.generating_s
+    assert first.manifest == second.manifest and first.generating_s == second.generating_s
     assert [path.stat().st_mtime_ns for path in states] == stamps
-    assert any(bool(tensor.any()) for tensor in first.update.values()), "nothing was learned"
+    assert learned(first)
 
 
 def test_another_model_in_the_same_round_is_another_update(at_site: SiteStudy, model: State) -> None:
     at_site.configure(None, None)
     first = at_site.train(task(1), model)
     other = {name: tensor * 0.5 for name, tensor in model.items()}
-    assert not same(at_site.train(task(1), other).update, first.update)
-    assert same(at_site.train(task(1), model).update, first.update), "the round starts from the state it started from"
+    assert at_site.train(task(1), other).manifest != first.manifest
+    again = at_site.train(task(1), model)
+    assert again.manifest == first.manifest, "the round starts from the state it started from"
 
 
 def test_a_site_that_missed_rounds_goes_on(at_site: SiteStudy, model: State) -> None:
     at_site.configure(None, None)
     at_site.train(task(1), model)
     fourth = at_site.train(task(4), model)
-    assert same(at_site.train(task(4), model).update, fourth.update)
+    assert at_site.train(task(4), model).manifest == fourth.manifest
     kept = {path.name for path in (at_site.folder / "runs" / "run" / "state").iterdir()}
     assert kept == {"optimizer-2.safetensors", "optimizer-8.safetensors"}
+
+
+def test_an_update_whose_round_is_folded_is_deleted_and_can_be_computed_again(at_site: SiteStudy, model: State) -> None:
+    at_site.configure(None, None)
+    first = at_site.train(task(1), model)
+    payload = first.outbox.payload(first.manifest.sha256)
+    first.outbox.acknowledged(0)
+    first.outbox.approve(first.manifest, first.round)
+    first.outbox.acknowledged(0)
+    assert payload.exists()
+    first.outbox.acknowledged(1)
+    assert list(first.outbox.folder.iterdir()) == []
+    assert at_site.train(task(1), model).manifest == first.manifest
+
+
+def test_an_update_that_nobody_acknowledges_goes_in_time(at_site: SiteStudy, model: State) -> None:
+    at_site.configure(None, None)
+    first = at_site.train(task(1), model)
+    payload = first.outbox.payload(first.manifest.sha256)
+    days = at_site.site.settings.keep_days
+    os.utime(payload, (time.time() - days * 86400 + 60,) * 2)
+    first.outbox.drop_older(days)
+    assert payload.exists()
+    os.utime(payload, (time.time() - days * 86400 - 60,) * 2)
+    first.outbox.drop_older(days)
+    assert not payload.exists()
 
 
 def test_a_site_may_come_late(at_site: SiteStudy, model: State) -> None:
@@ -150,7 +189,7 @@ def test_what_an_update_does_not_say_is_kept_once_for_the_next(at_site: SiteStud
     fresh = SiteStudy(Site(at_site.site.registry, at_site.site.settings, at_site.site.state / "fresh"), at_site.study)
     fresh.configure(None, None)
     fresh.train(task(1), model)
-    assert same(fresh.train(task(2), model).update, second.update)
+    assert fresh.train(task(2), model).manifest == second.manifest
 
 
 BY_TURNS = {"trainable": "lora", "lora": {"average": "alternating"}}
@@ -159,7 +198,7 @@ BY_TURNS = {"trainable": "lora", "lora": {"average": "alternating"}}
 @pytest.mark.parametrize("study", [{"update": {"steps": ["difference", "int4"]}, "model": BY_TURNS}], indirect=True)
 def test_what_one_factor_left_over_waits_for_its_next_round(at_site: SiteStudy, model: State) -> None:
     at_site.configure(None, None)
-    sent = [at_site.train(task(number), model).update for number in (1, 2)]
+    sent = [update_of(at_site.train(task(number), model)) for number in (1, 2)]
     assert [{"lora_A" in name for name in update} for update in sent] == [{False}, {True}]
     state = at_site.folder / "runs" / "run" / "state"
     first, second = (load_file(state / f"left-over-{step}.safetensors") for step in (2, 4))
@@ -167,7 +206,7 @@ def test_what_one_factor_left_over_waits_for_its_next_round(at_site: SiteStudy, 
     third = at_site.train(task(3), model)
     (state.parent / "last.json").unlink()
     (state / "left-over-4.safetensors").unlink()
-    assert not same(at_site.train(task(3), model).update, third.update)
+    assert at_site.train(task(3), model).manifest != third.manifest
 
 
 LAUNCHER = "{python} -m common.grpo.job {folder}"
@@ -185,7 +224,7 @@ def test_a_job_of_its_own_sends_the_same_bits(at_site: SiteStudy, model: State, 
         site.configure(None, None)
     for number in (1, 2):
         here, there = at_site.train(task(number), model), apart.train(task(number), model)
-        assert same(here.update, there.update)
+        assert here.manifest == there.manifest
         assert (here.reward, here.informative) == (there.reward, there.informative)
     job = apart.folder / "runs" / "run" / "job"
     assert not list(job.glob("*.safetensors")), "models of past rounds stay on no disk"
@@ -199,4 +238,4 @@ def test_how_a_job_ended_leaves_as_a_code(at_site: SiteStudy, model: State, tmp_
             other.train(task(1), model)
         assert refused.value.code == code and code in REFUSALS
     # The next try starts from what the first would have.
-    assert any(bool(tensor.any()) for tensor in at_site.train(task(1), model).update.values())
+    assert learned(at_site.train(task(1), model))

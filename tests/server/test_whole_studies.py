@@ -1,7 +1,7 @@
 """Whole small studies under other chains, folds and outer optimisers: each learns, and one that is interrupted amid a
 round goes on to the same bits."""
 
-import sys
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def go(grid: type[InProcessGrid], study: Study, model: Path, arm: Path) -> None:
     """The coordinator and the sites as a process that has just started would have them: nothing in memory."""
     app = load_client_app()
-    sys.modules["client.training"].in_memory.clear()
+    importlib.import_module("client.training").in_memory.clear()
     store, log = RoundStore(arm), EventLog(arm / "events.jsonl", arm="federated", seed=1)
     run_rounds(grid(app, site_contexts(study, arm / "sites")), study, "run", model, store, log)
 

@@ -8,11 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save
 
 from common.federation import Update
 from common.update.chain import Step, chain, decode, encode
 from common.update.clip import norm
-from common.update.tensors import BadUpdate, State, byte_count, byte_row, from_record, to_record
+from common.update.payload import parse_payload
+from common.update.tensors import BadUpdate, State, byte_count, byte_row
 from tests.common.update.states import pairs, same
 
 F32, BF16 = (torch.float32,), (torch.bfloat16,)
@@ -32,8 +34,8 @@ def steps(**values: Any) -> list[Step]:
 
 
 def travelled(sent: State) -> State:
-    """Through the record that Flower carries."""
-    return from_record(to_record(sent), "north")
+    """Through the bytes of a payload."""
+    return parse_payload(save(sent), "north")
 
 
 @settings(deadline=None, max_examples=60)

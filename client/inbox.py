@@ -1,0 +1,63 @@
+"""Models on their way in: shards of a payload in a run's folder, until they are whole.
+
+Nothing heavy is imported here: a process that takes in a shard is started for that message alone.
+"""
+
+from pathlib import Path
+
+from flwr.app import Message
+
+from client.disk import only_one
+from client.messages import config, count
+from client.policy import BAD_MODEL, BAD_REQUEST, Refusal
+from client.replies import Held
+from common.transfer.incoming import Incoming
+from common.transfer.manifest import BadPayload, Manifest, manifest_from
+from common.transfer.records import SHARD, shard_in
+
+
+def inbox(run: Path) -> Path:
+    return run / "inbox"
+
+
+def payload_place(run: Path, sha256: str) -> Path:
+    return inbox(run) / f"{sha256}.payload"
+
+
+def announced(message: Message) -> Manifest:
+    """Raises: Refusal(BAD_REQUEST)."""
+    try:
+        return manifest_from(config(message, "payload"))
+    except BadPayload:
+        raise Refusal(BAD_REQUEST) from None
+
+
+def number_of(message: Message) -> int | None:
+    """Number of the shard in a message; None where it only asks how many are here."""
+    return count(config(message, "payload"), "number") if SHARD in message.content.array_records else None
+
+
+def take_shard(run: Path, message: Message) -> Held:
+    """The shard in a message, if it is the next one; else nothing changes. The answer says how many are here.
+
+    Args:
+        run: the run's folder.
+
+    Raises:
+        Refusal: BAD_REQUEST for no manifest, BAD_MODEL for bytes that are not the shard's.
+    """
+    manifest = announced(message)
+    place = payload_place(run, manifest.sha256)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with only_one(inbox(run) / "lock"):
+        if place.exists():
+            return Held(len(manifest.shards))
+        try:
+            with Incoming(place, manifest) as incoming:
+                if number_of(message) == incoming.shards:
+                    incoming.add_shard(shard_in(message.content))
+                if incoming.complete:
+                    incoming.finish()
+                return Held(incoming.shards)
+        except BadPayload:
+            raise Refusal(BAD_MODEL) from None

@@ -1,0 +1,127 @@
+"""What may leave this site, a record class for each kind of reply; `egress.py` says which fields leave, and how."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from client.outbox import Outbox
+from common.questions.counts import KEY
+from common.registry.config import Feature
+from common.transfer.manifest import Manifest
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a process that hands out a shard is started for that alone
+    from common.update.chain import Step
+    from common.update.tensors import State
+
+
+@dataclass(frozen=True)
+class Described:
+    """Answer to `query.describe`."""
+
+    site: str
+
+
+@dataclass(frozen=True)
+class Configured:
+    """Answer to `query.configure`: the size of this site's part."""
+
+    patients: int
+    questions: int
+    codebook: str
+    """Hash of the codebook behind the questions, for the audit log. Does not leave."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Answer to `query.count`: counts of values or of pairs of values among the training patients.
+
+    A cell leaves if enough patients stand behind it. A value's cell is else left out, its name too; a pair's cell has
+    no name, only a place in the vector, and is else sent as 0.
+    """
+
+    patients: int
+    features: tuple[Feature, ...]
+    """How the site declares the columns that are counted, without its raw codes and cleaning; none with pairs."""
+    cells: pl.DataFrame
+    """`count`, `patients` behind it (does not leave) and, of values, the columns of `counts.KEY`."""
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in KEY if name in self.cells.columns]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Answer to `train`: what the encoded update is, and what the round's learning was like, on average.
+
+    The update itself leaves in shards (`Handed`), or as the only shard of this answer where it is small.
+    """
+
+    outbox: Outbox
+    """Where the encoded update lies. Does not leave."""
+    manifest: Manifest
+    model: "State"
+    """What of the coordinator's model the update changes. Does not leave."""
+    steps: "list[Step]"
+    """The study's update chain, which made the update. Does not leave."""
+    inline_bytes: int
+    """An update up to this size goes with the answer. Does not leave."""
+    round: int
+    patients: int
+    questions: int
+    reward: float
+    informative: float
+    """Share of the groups with unequal rewards."""
+    generating_s: float
+    learning_s: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Answer to `evaluate`: counts over the validation questions."""
+
+    round: int
+    patients: int
+    questions: int
+    right: int
+    boxed: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Handed:
+    """Answer to `query.shard`: a part of an update that was let out as a whole."""
+
+    outbox: Outbox
+    sha256: str
+    number: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """Answer to `query.model`: how many shards of the model are here."""
+
+    shards: int
+
+
+@dataclass(frozen=True)
+class Acknowledged:
+    """Answer to `query.acknowledge`."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class Summarised:
+    """What `wardround-site check --share` tells others. Not an answer to a message: a person takes the file along.
+
+    `cells` has `what` (feature, outcome, task), `name` (as the site declares it; of an outcome with its answer),
+    `count` and the `patients` behind it.
+    """
+
+    patients: int
+    cells: pl.DataFrame
+
+
+Reply = Described | Configured | Counted | Trained | Evaluated | Handed | Held | Acknowledged

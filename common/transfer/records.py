@@ -1,0 +1,31 @@
+"""Shards as Flower's records, and the refusals about payloads that both ends know."""
+
+from pathlib import Path
+
+from flwr.app import Array, ArrayRecord, RecordDict
+
+from common.transfer.manifest import BadPayload, Manifest
+
+MODEL_MISSING = 1101
+"""The site has neither the round's model nor what it was to be made from."""
+PAYLOAD_MISSING = 1102
+"""The site has no such payload: it was never approved to leave, or was acknowledged and deleted."""
+
+SHARD = "shard"
+
+
+def shard_record(data: bytes) -> ArrayRecord:
+    return ArrayRecord({SHARD: Array("uint8", (len(data),), "raw", data)})
+
+
+def shard_in(content: RecordDict) -> bytes:
+    """Raises: BadPayload where the message holds no shard."""
+    records = content.array_records
+    if SHARD not in records or SHARD not in records[SHARD]:
+        raise BadPayload("the message holds no shard")
+    return records[SHARD][SHARD].data
+
+
+def inline_shard(path: Path, manifest: Manifest, limit: int) -> dict[str, ArrayRecord]:
+    """A whole payload as a message's only shard, where it is not above `limit` bytes; nothing where it is."""
+    return {SHARD: shard_record(path.read_bytes())} if manifest.size <= limit else {}
