@@ -3,11 +3,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks.drift import updates
 from benchmarks.noniid import PLAIN, VARIANTS, Plan, chosen_study, compared, named_variants, play_all, ratios, table
-from benchmarks.update_error import last_round, mean_step
 from common.errors import UserError
 from common.study import parse_study
 from common.update.tensors import sha256
@@ -90,11 +88,3 @@ def test_drift_goes_on_from_the_last_round(small_plan):
     assert made.shape[:2] == (2, 2)
     assert (abs(made).sum(axis=2) > 0).all()
     assert (made[:, 0] != made[:, 1]).any(axis=1).all(), "the draws of a site are not the same"
-
-
-def test_the_kept_updates_of_the_last_round_make_its_model(small_plan):
-    before, models = last_round(small_plan.run(PLAIN), 1)
-    after = RoundStore(small_plan.run(PLAIN).arm(1, "federated")).load(1).model
-    step = torch.cat([(after[name].double() - before[name].double()).flatten() for name in before])
-    assert len(models) == 2
-    assert torch.allclose(mean_step(before, models), step, atol=1e-7)
