@@ -9,6 +9,8 @@
 | `evaluate` | the same | `manifest`, `counts` |
 | `query.model` | `round`, `payload`; maybe `shard` | `held`: shards |
 | `query.shard` | `round`; `wanted`: sha256, number | `shard` |
+| `query.upload` | `round`; `wanted`: sha256 | `manifest`: sha256; before it the update, by the bulk channel |
+| `query.download` | `round`, `payload` | `held`: shards, all of them |
 | `query.acknowledge` | `round`, which is folded | `manifest`: round |
 
 `round` is hash (of the study), run, round, first_step, steps; `model` is sha256, base, payload (docs/transfer.md);
@@ -27,10 +29,11 @@ from flwr.clientapp import ClientApp
 
 from client.disk import only_one
 from client.egress import REFUSALS, Asked, answer
-from client.inbox import take_shard
+from client.inbox import announced, take_download, take_shard
 from client.messages import (
     approved_study,
     asked_in,
+    bulk_transfer,
     codebook_in,
     known_study,
     layout_in,
@@ -38,10 +41,11 @@ from client.messages import (
     run_folder,
     shard_in_demand,
     task_in,
+    update_in_demand,
 )
 from client.outbox import Outbox
 from client.policy import SITE_CONFIGURATION
-from client.replies import Acknowledged, Described, Handed, Reply
+from client.replies import Acknowledged, Described, Handed, Reply, Uploaded
 from client.site import Site, site_of
 from common.errors import UserError
 
@@ -123,6 +127,24 @@ def model(message: Message, context: Context) -> Message:
 def shard(message: Message, context: Context) -> Message:
     def work(site: Site) -> Reply:
         return Handed(Outbox(run_folder(site, message) / "outbox"), *shard_in_demand(message))
+
+    return at_the_door(message, context, asked_in(message, "round"), work)
+
+
+@app.query("upload")
+def upload(message: Message, context: Context) -> Message:
+    def work(site: Site) -> Reply:
+        transfer = bulk_transfer(site, message, "up", update_in_demand(message))
+        return Uploaded(Outbox(run_folder(site, message) / "outbox"), transfer, site.channel)
+
+    return at_the_door(message, context, asked_in(message, "round"), work)
+
+
+@app.query("download")
+def download(message: Message, context: Context) -> Message:
+    def work(site: Site) -> Reply:
+        transfer = bulk_transfer(site, message, "down", announced(message).sha256)
+        return take_download(run_folder(site, message), message, site.channel, transfer)
 
     return at_the_door(message, context, asked_in(message, "round"), work)
 

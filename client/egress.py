@@ -21,6 +21,7 @@ import polars as pl
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from client import audit, policy
+from client.bulk import upload
 from client.policy import Policy, Refusal, check_patients
 from client.progress import Progress
 from client.replies import (
@@ -34,12 +35,14 @@ from client.replies import (
     Reply,
     Summarised,
     Trained,
+    Uploaded,
 )
 from common.bulk.beat import Beat
+from common.bulk.opening import ChannelRefused
 from common.disk import named_disk_faults
 from common.errors import UserError
 from common.registry.registry import printed
-from common.transfer.records import MODEL_MISSING, PAYLOAD_MISSING, SHARD, inline_shard, shard_record
+from common.transfer.records import MODEL_MISSING, NO_CHANNEL, PAYLOAD_MISSING, SHARD, inline_shard, shard_record
 
 REFUSALS = {
     policy.NOT_APPROVED: "this site has not approved the study",
@@ -56,6 +59,8 @@ REFUSALS = {
     policy.RUN_REMOVED: "this site has removed the run's state: start the study as a new run",
     MODEL_MISSING: "this site has no model that the message's could be made from",
     PAYLOAD_MISSING: "this site has no such update that may leave",
+    NO_CHANNEL: "this site was not told how to reach the bulk channel",
+    policy.BULK_FAILED: "the bulk channel did not move the payload: see the site's error log",
 }
 
 
@@ -129,6 +134,8 @@ def records(reply: Reply, door: Door) -> RecordDict:
             )
         case Handed(outbox, sha256, number):
             return RecordDict({SHARD: shard_record(outbox.shard(sha256, number))})
+        case Uploaded():
+            return RecordDict({"manifest": ConfigRecord({"sha256": reply.transfer.sha256})})
         case Held(shards):
             return RecordDict({"held": ConfigRecord({"shards": shards})})
         case Acknowledged(number):
@@ -166,6 +173,8 @@ def detail(reply: Reply, door: Door) -> str:
             return f"update {reply.manifest.sha256}, {reply.manifest.size} bytes"
         case Handed(_, sha256, number):
             return f"shard {number} of update {sha256}"
+        case Uploaded(outbox, transfer, _):
+            return f"update {transfer.sha256}, {outbox.approved(transfer.sha256).size} bytes by the bulk channel"
         case Counted():
             held = reply.cells.filter((pl.col("count") > 0) & (pl.col("patients") < door.policy.minimum_patients))
             return f"{held.height} of {reply.cells.height} counts held back"
@@ -191,7 +200,7 @@ def weigh(content: RecordDict) -> tuple[int, str]:
 
 
 def release(door: Door, asked: Asked, reply: Reply, message: Message) -> Message:
-    """Let a reply out: check it, log it, hand it over."""
+    """Let a reply out: check it, log it, hand it over. An upload comes after the log too, and before its answer."""
     content = records(reply, door)
     size, digest = weigh(content)
     kind = type(reply).__name__
@@ -199,6 +208,8 @@ def release(door: Door, asked: Asked, reply: Reply, message: Message) -> Message
     audit.append(door.state / "audit.jsonl", passage)
     if isinstance(reply, Trained):
         reply.outbox.approve(reply.manifest, reply.round)
+    if isinstance(reply, Uploaded):
+        upload(reply.channel, reply.transfer, reply.outbox.whole(reply.transfer.sha256))
     return Message(content, reply_to=message)
 
 
@@ -279,6 +290,9 @@ def answer(door: Door, asked: Asked, message: Message, work: Callable[[], Reply]
         return release(door, asked, work(), message)
     except Refusal as refusal:
         return refuse(door, asked, refusal.code, message)
+    except ChannelRefused:
+        keep_traceback(door)
+        return refuse(door, asked, policy.BULK_FAILED, message)
     except UserError:
         keep_traceback(door)
         return refuse(door, asked, policy.SITE_CONFIGURATION, message)

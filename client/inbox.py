@@ -7,10 +7,12 @@ from pathlib import Path
 
 from flwr.app import Message
 
+from client.bulk import Channel, download
 from client.disk import only_one
 from client.messages import config, count
 from client.policy import BAD_MODEL, BAD_REQUEST, Refusal
 from client.replies import Held
+from common.bulk.opening import Transfer
 from common.transfer.incoming import Incoming
 from common.transfer.manifest import BadPayload, Manifest, manifest_from
 from common.transfer.records import SHARD, shard_in
@@ -35,6 +37,29 @@ def announced(message: Message) -> Manifest:
 def number_of(message: Message) -> int | None:
     """Number of the shard in a message; None where it only asks how many are here."""
     return count(config(message, "payload"), "number") if SHARD in message.content.array_records else None
+
+
+def take_download(run: Path, message: Message, channel: Channel, transfer: Transfer) -> Held:
+    """Fetch the payload that a message names by the bulk channel, if it is not here.
+
+    Args:
+        run: the run's folder.
+        transfer: of this payload, as the coordinator announced it.
+
+    Raises:
+        Refusal: BAD_REQUEST for no manifest, BAD_MODEL for other bytes than its.
+        ChannelRefused: the coordinator does not give it.
+    """
+    manifest = announced(message)
+    place = payload_place(run, manifest.sha256)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with only_one(inbox(run) / "lock"):
+        try:
+            if not place.exists():
+                download(channel, transfer, manifest, place)
+        except BadPayload:
+            raise Refusal(BAD_MODEL) from None
+    return Held(len(manifest.shards))
 
 
 def take_shard(run: Path, message: Message) -> Held:

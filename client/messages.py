@@ -22,6 +22,7 @@ from client.policy import (
     check_study,
 )
 from client.site import Site
+from common.bulk.opening import Direction, Transfer
 from common.errors import UserError
 from common.models.transfer import BadFolder, unpack_folder
 from common.questions.codebook import Codebook
@@ -141,6 +142,21 @@ def shard_in_demand(message: Message) -> tuple[str, int]:
     """Whose shard a message wants, by the payload's hash, and which."""
     record = config(message, "wanted")
     return text(record, "sha256"), count(record, "number")
+
+
+def bulk_transfer(site: Site, message: Message, direction: Direction, sha256: str) -> Transfer:
+    """What a message asks this site to move by the bulk channel."""
+    task = task_in(message)
+    study = known_study(site, message).hash
+    return Transfer(direction=direction, site=site.name, study=study, run=task.run, round=task.round, sha256=sha256)
+
+
+def update_in_demand(message: Message) -> str:
+    """Hash of the update that a message wants as a whole."""
+    sha256 = text(config(message, "wanted"), "sha256")
+    if not HASH.fullmatch(sha256):
+        raise Refusal(BAD_REQUEST)
+    return sha256
 
 
 def task_in(message: Message) -> Task:

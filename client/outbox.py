@@ -10,6 +10,7 @@ that its round is folded; where neither comes, after `[client] keep_days`.
 Nothing heavy is imported here: a process that hands out a shard is started for that message alone.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -77,6 +78,20 @@ class Outbox:
         except BadPayload:
             self.drop(sha256)
             raise Refusal(PAYLOAD_MISSING) from None
+
+    def whole(self, sha256: str) -> Path:
+        """An approved payload's file, verified.
+
+        Raises:
+            Refusal: PAYLOAD_MISSING, also where the file is damaged, which is then deleted.
+        """
+        self.approved(sha256)
+        with self.payload(sha256).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256:
+            self.drop(sha256)
+            raise Refusal(PAYLOAD_MISSING)
+        return self.payload(sha256)
 
     def acknowledged(self, number: int) -> None:
         """Rounds up to this one are folded."""

@@ -45,6 +45,8 @@ JOB_OUT_OF_MEMORY = 1010
 JOB_ENDED = 1011
 RUN_REMOVED = 1012
 
+BULK_FAILED = 1013
+
 RUN_NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,99}$")
 
 

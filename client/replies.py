@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
+from client.bulk import Channel
 from client.outbox import Outbox
+from common.bulk.opening import Transfer
 from common.questions.counts import KEY
 from common.registry.config import Feature
 from common.transfer.manifest import Manifest
@@ -99,6 +101,17 @@ class Handed:
 
 
 @dataclass(frozen=True)
+class Uploaded:
+    """Answer to `query.upload`: an update that was let out as a whole goes by the bulk channel, then this answer."""
+
+    outbox: Outbox
+    transfer: Transfer
+    """Which update, for which round. Does not leave with the answer."""
+    channel: Channel
+    """Does not leave."""
+
+
+@dataclass(frozen=True)
 class Held:
     """Answer to `query.model`: how many shards of the model are here."""
 
@@ -124,4 +137,4 @@ class Summarised:
     cells: pl.DataFrame
 
 
-Reply = Described | Configured | Counted | Trained | Evaluated | Handed | Held | Acknowledged
+Reply = Described | Configured | Counted | Trained | Evaluated | Handed | Uploaded | Held | Acknowledged

@@ -11,13 +11,17 @@ from pathlib import Path
 from flwr.app import Context
 from pydantic import Field
 
+from client.bulk import Channel
 from client.egress import Door
-from client.policy import Policy
+from client.policy import Policy, Refusal
 from common.address import Address, parse_address
+from common.bulk.pace import Pace
 from common.errors import UserError
+from common.keys import read_private_key
 from common.launcher import Launcher
 from common.registry.config import RegistryConfig, read_registry_config, read_values
 from common.strict import Positive, Strict, checked
+from common.transfer.records import NO_CHANNEL
 
 
 class Settings(Strict):
@@ -52,6 +56,15 @@ class Site:
     state: Path
     """The site's own folder: model cache, questions, optimiser states, updates, logs."""
     bulk: BulkEnd | None = None
+
+    @property
+    def channel(self) -> Channel:
+        """Raises: Refusal(NO_CHANNEL) where this site was not told of one."""
+        if self.bulk is None:
+            raise Refusal(NO_CHANNEL)
+        limit = self.settings.bulk_mb_per_s
+        pace = Pace(None if limit is None else limit * 1e6)
+        return Channel(self.bulk.coordinator, self.bulk.ca, read_private_key(self.bulk.key), pace)
 
     @property
     def name(self) -> str:

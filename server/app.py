@@ -9,7 +9,7 @@
 | `model` | folder of the base model |
 | `arm-dir` | folder of the checkpoints |
 | `events` | path of the event log |
-| `progress` | folder of the sites' heartbeats; empty where there are none |
+| `coordinator` | the coordinator's folder: its bulk channel and the sites' heartbeats; empty where there is none |
 """
 
 from contextlib import nullcontext
@@ -19,6 +19,8 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.study import read_study
+from server.bulk_route import bulk_route
+from server.coordinator import Coordinator
 from server.heartbeats import listening
 from server.round_store import RoundStore
 from server.rounds import run_rounds
@@ -33,6 +35,7 @@ def main(grid: Grid, context: Context) -> None:
     study = read_study(Path(str(config["study"])))
     log = EventLog(Path(str(config["events"])), arm="federated", seed=study.seed)
     store = RoundStore(Path(str(config["arm-dir"])))
-    run, heartbeats = str(config["run"]), str(config["progress"])
-    with listening(Path(heartbeats), run, log) if heartbeats else nullcontext():
-        run_rounds(grid, study, run, Path(str(config["model"])), store, log)
+    run, folder = str(config["run"]), str(config["coordinator"])
+    bulk = bulk_route(folder, log)
+    with listening(Coordinator(Path(folder)).progress, run, log) if folder else nullcontext():
+        run_rounds(grid, study, run, Path(str(config["model"])), store, log, bulk)

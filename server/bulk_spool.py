@@ -39,9 +39,13 @@ class Spool:
         return self.note(transfer).with_suffix(".payload")
 
     def expect(self, transfer: Transfer, manifest: Manifest) -> Path:
-        """Let a site upload; returns where the payload will be."""
+        """Let a site upload; returns where the payload will be. What came of an upload that was begun before, and is
+        not announced any more, is deleted."""
         place = self.received(transfer)
         self.write(Announced(transfer, manifest, place))
+        for part in place.parent.glob(".up-*.part"):
+            if not place.with_name(part.name[1:].split(".")[0]).with_suffix(".json").exists():
+                part.unlink(missing_ok=True)
         return place
 
     def offer(self, transfer: Transfer, manifest: Manifest, payload: Path) -> None:
@@ -57,12 +61,10 @@ class Spool:
         write_json(self.note(announced.transfer), values)
 
     def withdraw(self, transfer: Transfer) -> None:
-        """The channel refuses it from now on; what came of an upload is deleted."""
-        note = self.note(transfer)
-        note.unlink(missing_ok=True)
+        """The channel refuses it from now on. A part of an upload stays, for a round that is tried again."""
+        self.note(transfer).unlink(missing_ok=True)
         if transfer.direction == "up":
-            for left in note.parent.glob(f"*up-{transfer.sha256}.payload*"):
-                left.unlink(missing_ok=True)
+            self.received(transfer).unlink(missing_ok=True)
 
     def find(self, transfer: Transfer) -> Announced | None:
         """The announcement of exactly this transfer. `transfer` may come from the wire: it is compared with what lies

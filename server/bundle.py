@@ -15,7 +15,7 @@ import server
 from common.errors import UserError
 
 CLIENT_APP = "client.app:app"
-RUN_CONFIG = {"study": "", "run": "", "model": "", "arm-dir": "", "events": "", "progress": ""}
+RUN_CONFIG = {"study": "", "run": "", "model": "", "arm-dir": "", "events": "", "coordinator": ""}
 """What `server/app.py` reads, all set by `wardround run`. Flower refuses other keys."""
 
 

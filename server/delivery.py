@@ -19,9 +19,10 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from common.federation import Transfer
 from common.transfer.manifest import Manifest, manifest_of, read_shard
-from common.transfer.records import MODEL_MISSING, SHARD, inline_shard, shard_record
+from common.transfer.records import MODEL_MISSING, NO_CHANNEL, SHARD, inline_shard, shard_record
 from common.update.payload import difference, fits
 from common.update.tensors import BadUpdate, State, byte_count, sha256
+from server.bulk_route import BulkRoute
 from server.conversation import Request, Talk
 from server.exchange import RoundContext
 from server.round_store import write_state
@@ -50,8 +51,9 @@ class Delivery:
         sent: bytes of payloads that went down since `announce`.
     """
 
-    def __init__(self, folder: Path, spec: Transfer, log: EventLog) -> None:
-        self.folder, self.spec, self.log = folder, spec, log
+    def __init__(self, folder: Path, spec: Transfer, log: EventLog, bulk: BulkRoute | None = None) -> None:
+        """`bulk`: the way that large payloads take, up as well as down; all travel in messages where there is none."""
+        self.folder, self.spec, self.log, self.bulk = folder, spec, log, bulk
         self.notes = folder / "holds.json"
         self.holds: dict[str, str] = read_json(self.notes) if self.notes.exists() else {}
         self.model, self.sent = "", 0
@@ -113,7 +115,7 @@ class Delivery:
                 asked["payload"] = manifest.sha256
                 content.update(inline_shard(parcel.path, manifest, self.spec.inline_bytes))
                 if SHARD not in content:
-                    refused = yield from self.push(site, context, parcel.path, manifest)
+                    refused = yield from self.bring(site, context, parcel.path, manifest)
                     if refused is not None:
                         return refused
                 self.sent += manifest.size
@@ -125,6 +127,18 @@ class Delivery:
             if not reply.has_error() or reply.error.code != MODEL_MISSING:
                 break
         return reply
+
+    def bring(self, site: str, context: RoundContext, path: Path, manifest: Manifest) -> Talk[Message | None]:
+        """Send a payload by the bulk channel where it is large, else by shards; returns a refusal, if any.
+
+        Raises:
+            BadUpdate: the site does not take the shards.
+        """
+        if self.bulk is not None and self.bulk.takes(manifest):
+            refused = yield from self.bulk.give(site, context, path, manifest)
+            if refused is None or refused.error.code != NO_CHANNEL:
+                return refused
+        return (yield from self.push(site, context, path, manifest))
 
     def push(self, site: str, context: RoundContext, path: Path, manifest: Manifest) -> Talk[Message | None]:
         """Send a payload shard by shard, from the first that the site does not have; returns a refusal, if any.

@@ -59,7 +59,7 @@ def run_config(coordinator: Coordinator, run: RunFolder, model: Path | str) -> d
         "model": str(model),
         "arm-dir": str(run.arm(study.seed, "federated")),
         "events": str(run.events),
-        "progress": str(coordinator.progress),
+        "coordinator": str(coordinator.folder),
     }
 
 

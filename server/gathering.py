@@ -19,7 +19,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from common.errors import UserError
 from common.transfer.incoming import Incoming
 from common.transfer.manifest import BadPayload, Manifest, manifest_from
-from common.transfer.records import PAYLOAD_MISSING, SHARD, shard_in
+from common.transfer.records import NO_CHANNEL, PAYLOAD_MISSING, SHARD, shard_in
 from common.update.chain import chain, decode
 from common.update.payload import read_payload
 from common.update.tensors import BadUpdate, State, byte_count, sha256
@@ -153,7 +153,7 @@ class Gathering:
         return offer
 
     def pull(self, site: str, offer: Offer, inline: RecordDict | None = None) -> Talk[Message | None]:
-        """Bring in the shards that are not here yet; returns a refusal, if any.
+        """Bring in the update, or the shards of it that are not here yet; returns a refusal, if any.
 
         Args:
             inline: the train reply's content; a payload that is small lies in it.
@@ -161,9 +161,13 @@ class Gathering:
         Raises:
             BadUpdate: the bytes are not those of the manifest.
         """
-        place = self.payload_place(site, offer.manifest)
+        place, bulk = self.payload_place(site, offer.manifest), self.delivery.bulk
         if place.exists():
             return None
+        if bulk is not None and bulk.takes(offer.manifest) and (inline is None or SHARD not in inline):
+            refused = yield from bulk.fetch(site, self.context, offer.manifest, place)
+            if refused is None or refused.error.code != NO_CHANNEL:
+                return refused
         try:
             with Incoming(place, offer.manifest) as incoming:
                 if inline is not None and SHARD in inline:

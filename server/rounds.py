@@ -17,6 +17,7 @@ from common.models.policy import load_policy, trainable_state
 from common.study import Study
 from common.update.tensors import BadUpdate, check_finite
 from server.adapters import measure_and_correct
+from server.bulk_route import BulkRoute
 from server.codebooks import common_codebook
 from server.conversation import Talk, converse
 from server.delivery import Delivery
@@ -227,12 +228,21 @@ def acknowledge(box: Mailbox, context: RoundContext) -> None:
         pass
 
 
-def run_rounds(grid: Grid, study: Study, run: str, folder: Path, store: RoundStore, log: EventLog) -> Checkpoint:
+def run_rounds(
+    grid: Grid,
+    study: Study,
+    run: str,
+    folder: Path,
+    store: RoundStore,
+    log: EventLog,
+    bulk: BulkRoute | None = None,
+) -> Checkpoint:
     """All rounds of a study, from the last finished one on.
 
     Args:
         run: name of the run, a plain lower-case name; sites keep their state under it.
         folder: the base model.
+        bulk: the way that large payloads take; all travel in messages where there is none.
 
     Returns:
         the last round's checkpoint.
@@ -251,7 +261,7 @@ def run_rounds(grid: Grid, study: Study, run: str, folder: Path, store: RoundSto
     configure_sites(box, study, content)
     roll.begin(box.nodes, content)
     gate = open_gate(study, folder, codebook, store.folder)
-    delivery = Delivery(store.folder / "outgoing", study.transfer, log)
+    delivery = Delivery(store.folder / "outgoing", study.transfer, log, bulk)
     checkpoint = latest or first_checkpoint(box, study, run, folder, store, delivery, gate)
     if latest is not None:
         log.write("resumed", round=latest.round)

@@ -145,6 +145,6 @@ def simulate_federated(study_file: Path, study: Study, run: str, model: Path, ar
         "model": str(model),
         "arm-dir": str(arm),
         "events": str(events),
-        "progress": "",
+        "coordinator": "",
     }
     server_app(grid, Context(RUN_ID, COORDINATOR, {}, RecordDict(), run_config))

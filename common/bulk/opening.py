@@ -27,6 +27,8 @@ SERVICE = "wardround.Bulk"
 METHODS = {"up": "Upload", "down": "Download"}
 CHUNK = 256 * 1024
 """Bytes of a message: what stands in memory of a transfer is a few of them."""
+WINDOW = 4 * 2**20
+"""Bytes on their way of one call, at most: at a round trip of 50 ms that is 80 MB a second."""
 CHALLENGE_BYTES = 32
 PURPOSE = b"wardround bulk channel 1\0"
 """Begins all that is signed here, so that the key's signatures elsewhere cannot be used."""
@@ -82,4 +84,7 @@ def options() -> list[tuple[str, int]]:
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
         ("grpc.http2.max_pings_without_data", 0),
+        # Windows of a fixed size: one that is measured grows to hundreds of megabytes where the machine is slow.
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", WINDOW),
     ]

@@ -10,6 +10,8 @@ MODEL_MISSING = 1101
 """The site has neither the round's model nor what it was to be made from."""
 PAYLOAD_MISSING = 1102
 """The site has no such payload: it was never approved to leave, or was acknowledged and deleted."""
+NO_CHANNEL = 1103
+"""The site was not told how to reach the bulk channel."""
 
 SHARD = "shard"
 

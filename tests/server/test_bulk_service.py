@@ -1,5 +1,6 @@
 """The bulk channel's two ends against each other, over TLS on loopback."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,17 +9,24 @@ from pathlib import Path
 
 import grpc
 import pytest
+from flwr.app import Message, RecordDict
 
 from client.bulk import Channel, download, upload
+from client.egress import REFUSALS, Asked, Door, answer
+from client.outbox import Outbox
+from client.policy import BULK_FAILED, Policy
+from client.replies import Uploaded
 from common.address import Address, free_port
 from common.bulk.opening import CHUNK, METHODS, SERVICE, ChannelRefused, Opening, Transfer, options, to_sign
 from common.bulk.pace import Pace
 from common.keys import make_site_key, read_private_key, sign
 from common.transfer.manifest import Manifest, manifest_of
+from common.transfer.records import PAYLOAD_MISSING
 from server import bulk_service
 from server.bulk_spool import Spool
 from server.certs import make_certificates
 from server.coordinator import Coordinator, add_site
+from server.simulation import COORDINATOR, set_identity
 
 SITES = ("north", "south")
 SIZE = 5 * CHUNK + 1234
@@ -309,6 +317,34 @@ def test_each_site_has_a_bandwidth_of_its_own(keys: Path, tmp_path: Path) -> Non
         for thread in threads:
             thread.join(60)
         assert seconds["north"] >= 1.2 and 0.6 <= seconds["south"] < seconds["north"]
+
+
+def test_only_what_passed_the_door_is_uploaded(ends: Ends, tmp_path: Path) -> None:
+    outbox, door = Outbox(tmp_path / "outbox"), Door("north", Policy(), tmp_path / "state")
+    manifest = outbox.put(lambda part: part.write_bytes(b"x" * SIZE), SHARD)
+    place = ends.spool.expect(transfer_of(manifest), manifest)
+    set_identity(COORDINATOR)
+
+    def uploaded() -> Message:
+        asked = Message(RecordDict(), 2, "query.upload")
+        reply = Uploaded(outbox, transfer_of(manifest), ends.channels["north"])
+        return answer(door, Asked(run="a-run"), asked, lambda: reply)
+
+    assert uploaded().error.code == PAYLOAD_MISSING, "the door has not seen it"
+    outbox.approve(manifest, 3)
+    good = outbox.payload(manifest.sha256).read_bytes()
+    outbox.payload(manifest.sha256).write_bytes(changed(good))
+    assert uploaded().error.code == PAYLOAD_MISSING and not place.exists(), "the file is another than was approved"
+    outbox.put(lambda part: part.write_bytes(good), SHARD)
+    outbox.approve(manifest, 3)
+    assert uploaded().has_content() and place.read_bytes() == good
+    ends.spool.withdraw(transfer_of(manifest))
+    refused = uploaded().error
+    assert (refused.code, refused.reason) == (BULK_FAILED, REFUSALS[BULK_FAILED])
+    told = [json.loads(line) for line in (tmp_path / "state" / "audit.jsonl").read_text().splitlines()]
+    # What is tried is logged before it leaves, so the last try stands there twice.
+    assert [line["kind"] for line in told] == ["Refused", "Uploaded", "Refused", "Uploaded", "Uploaded", "Refused"]
+    assert told[3]["detail"] == f"update {manifest.sha256}, {SIZE} bytes by the bulk channel"
 
 
 def test_a_coordinator_of_another_authority_is_not_talked_to(ends: Ends, tmp_path: Path) -> None:

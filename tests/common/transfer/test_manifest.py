@@ -60,8 +60,9 @@ def test_wrong_bytes_cost_their_shard_alone(tmp_path: Path) -> None:
     manifest = manifest_of(payload(tmp_path, data), 30)
     with Incoming(tmp_path / "arrived", manifest) as incoming:
         incoming.add(data[:50])
+        incoming.add(damaged(data, 55)[50:])
         with pytest.raises(BadPayload, match="shard 1"):
-            incoming.add(damaged(data, 55)[50:70])
+            incoming.finish()
         assert (incoming.held, incoming.shards) == (30, 1)
         incoming.add(data[30:])
         assert incoming.finish().read_bytes() == data
@@ -87,6 +88,7 @@ def test_more_bytes_than_announced_are_refused(tmp_path: Path) -> None:
     with Incoming(tmp_path / "arrived", manifest) as incoming:
         with pytest.raises(BadPayload, match="more bytes"):
             incoming.add(data + b"x")
+        incoming.add(data)
         assert incoming.finish().read_bytes() == data
 
 
