@@ -2,6 +2,11 @@
 round goes on to the same bits."""
 
 import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,3 +103,32 @@ def test_an_interrupted_study_ends_with_the_same_bits(
     left = list((tmp_path / "killed" / "sites").rglob("left-over-*.safetensors"))
     feeds_back = {"int8", "int4", "topk"} & set(update["steps"])
     assert bool(left) == bool(feeds_back)
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_with_the_bits_of_one_that_was_not(
+    small_study: Callable[..., Study], tiny_model: Path, sites: Path, tmp_path: Path
+) -> None:
+    """kill -9 of the command and its worker amid a run; what is kept lies at the sites and in the run folder."""
+    study = small_study(
+        sites={"train": ["a", "b"], "unseen": ["e"]},
+        update={"steps": ["difference", "int8"]},
+        rounds={"rounds": 3, "local_steps": 2, "validation_patients": 0, "outer": {"name": "nesterov"}},
+        simulation={"site_configs": str(sites), "workers": 1},
+    )
+    go(InProcessGrid, study, tiny_model, tmp_path / "whole")
+    (tmp_path / "study.toml").write_text(study.to_toml())
+    line = [sys.executable, "-m", "server.cli", "simulate"]
+    begin = [*line, str(tmp_path / "study.toml"), "--runs", str(tmp_path / "runs"), "--arms", "federated"]
+    with subprocess.Popen(begin, start_new_session=True, stdout=subprocess.DEVNULL) as process:
+        while not list(tmp_path.glob("runs/*/seed-1/federated/round-0001.json")):
+            assert process.poll() is None, "it ended before its first round"
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    (run,) = (tmp_path / "runs").iterdir()
+    killed = RoundStore(run / "seed-1" / "federated")
+    assert 3 not in killed.finished()
+    subprocess.run([*line, "--resume", str(run)], check=True, stdout=subprocess.DEVNULL)
+    for number in (1, 2, 3):
+        whole, resumed = RoundStore(tmp_path / "whole").load(number), killed.load(number)
+        assert same(whole.model, resumed.model) and same(whole.outer, resumed.outer)
