@@ -15,21 +15,34 @@ from common.update.tensors import State, check_like
 SCALE = "scale"
 
 
+PIECE = 1 << 16
+"""Values quantised at a time: few enough to stay in a core's cache."""
+
+
+def in_blocks(flat: np.ndarray, block: int) -> np.ndarray:
+    """[blocks, block]; the last one is filled up with zeros."""
+    missing = -flat.size % block
+    return (np.pad(flat, (0, missing)) if missing else flat).reshape(-1, block)
+
+
 def quantised(values: torch.Tensor, block: int, largest: int) -> tuple[np.ndarray, np.ndarray]:
     """Whole numbers (int8, as many as values) and scales (float32, one a block)."""
-    flat = values.reshape(-1).numpy()
-    padded = np.pad(flat, (0, -flat.size % block)).reshape(-1, block)
-    scales = np.abs(padded).max(axis=1, initial=0.0) / np.float32(largest)
-    # A block of zeros, or one whose scale is below the smallest float32, is sent as zeros.
-    shares = np.divide(padded, scales[:, None], out=np.zeros_like(padded), where=scales[:, None] > 0)
-    # Where the scale is subnormal, its rounding can carry a share over the edge.
-    whole = np.clip(np.rint(shares), -largest, largest).astype(np.int8)
-    return whole.reshape(-1)[: flat.size], scales
+    blocks = in_blocks(values.reshape(-1).numpy(), block)
+    whole, scales = np.empty(blocks.shape, np.int8), np.empty(len(blocks), np.float32)
+    for begin in range(0, len(blocks), PIECE // block):
+        part = slice(begin, begin + PIECE // block)
+        scales[part] = np.abs(blocks[part]).max(axis=1, initial=0.0) / np.float32(largest)
+        # A block of zeros, or one whose scale is below the smallest float32, is sent as zeros.
+        shares = blocks[part] / np.where(scales[part] > 0, scales[part], np.float32(1))[:, None]
+        np.rint(shares, out=shares)
+        # Where the scale is subnormal, its rounding can carry a share over the edge.
+        whole[part] = np.clip(shares, -largest, largest, out=shares)
+    return whole.reshape(-1)[: values.numel()], scales
 
 
 def restored(whole: np.ndarray, scales: np.ndarray, block: int, shape: torch.Size) -> torch.Tensor:
-    each = np.repeat(scales, block)[: whole.size]
-    return torch.from_numpy(whole * each).reshape(shape)
+    each = in_blocks(whole, block) * scales[:, None]
+    return torch.from_numpy(each.reshape(-1)[: whole.size]).reshape(shape)
 
 
 class Blocks:
@@ -105,12 +118,12 @@ class Int4(Blocks):
     largest = 7
 
     def pack(self, whole: np.ndarray, shape: torch.Size) -> torch.Tensor:
-        halves = np.pad(whole + 8, (0, whole.size % 2)).astype(np.uint8)
-        return torch.from_numpy(halves[::2] | halves[1::2] << 4)
+        pairs = np.pad(whole + np.int8(8), (0, whole.size % 2)).view("<u2")
+        return torch.from_numpy((pairs | pairs >> 4).astype(np.uint8))
 
     def unpack(self, packed: torch.Tensor, size: int) -> np.ndarray:
-        both = packed.numpy()
-        return np.stack([both & 15, both >> 4], axis=1).reshape(-1)[:size].astype(np.int8) - np.int8(8)
+        pairs = packed.numpy().astype("<u2")
+        return ((pairs | pairs << 4) & 0x0F0F).view(np.int8)[:size] - np.int8(8)
 
     def packed_like(self, shape: torch.Size) -> torch.Tensor:
         return torch.empty((shape.numel() + 1) // 2, dtype=torch.uint8, device="meta")

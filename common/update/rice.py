@@ -64,8 +64,13 @@ def pack(values: Whole) -> bytes:
     unary = np.zeros(int(ones[-1]) + 1, np.uint8)
     unary[ones] = 1
     high = np.packbits(unary).tobytes()
-    low = np.packbits(values.astype(np.uint32)[:, None] & (1 << np.arange(k, dtype=np.uint32)) != 0).tobytes()
-    return HEAD.pack(values.size, k, len(high)) + high + low
+    return HEAD.pack(values.size, k, len(high)) + high + low_bits(values, k)
+
+
+def low_bits(values: Whole, k: int) -> bytes:
+    """The k lowest bits of each, the lowest first."""
+    octets = values.astype("<u4").view(np.uint8).reshape(-1, 4)[:, : (k + 7) // 8]
+    return np.packbits(np.unpackbits(octets, axis=1, count=k, bitorder="little")).tobytes()
 
 
 def unpack(reader: Reader, count: int, limit: int) -> Whole:

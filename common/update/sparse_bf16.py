@@ -14,6 +14,7 @@ weight on one core (`benchmarks/README.md`).
 """
 
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,8 @@ from common.update.tensors import BadUpdate, State, byte_row
 
 BLOCK = 1 << 21
 """Weights coded together: bounds the memory, and lets the codes follow the tensor's parts."""
+PIECE = 1 << 16
+"""Weights compared at a time: few enough to stay in a core's cache."""
 CLASSES = 8
 """Exponents told apart below the cut; the last class holds all smaller ones too."""
 CLASSED = 1 << 14
@@ -53,11 +56,21 @@ def cut(before: np.ndarray) -> int:
     return int(np.searchsorted(share, SMALL_SHARE, side="right"))
 
 
-def classes(before: np.ndarray, small: np.ndarray, below: int) -> list[Whole]:
+def pieces(before: np.ndarray, below: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Parts of a block, and which of their weights are small."""
+    for begin in range(0, before.size, PIECE):
+        part = slice(begin, begin + PIECE)
+        yield part, (before[part] & 0x7FFF) < below << 7
+
+
+def joined(rows: list[Whole]) -> Whole:
+    return np.concatenate([np.empty(0, np.int64), *rows])
+
+
+def classes(before: np.ndarray, positions: Whole, below: int) -> list[Whole]:
     """Positions of the small weights, an exponent a class, in an order that both ends know."""
     if below == 0:
         return []
-    positions = np.flatnonzero(small)
     depths = np.minimum(below - 1 - ((before[positions] & 0x7FFF) >> 7), CLASSES - 1).astype(np.uint8)
     order = np.argsort(depths, kind="stable")
     return np.split(positions[order], np.searchsorted(depths[order], np.arange(1, CLASSES)))
@@ -84,16 +97,20 @@ def add_differences(reader: Reader, before: np.ndarray) -> np.ndarray:
 def encode_block(before: np.ndarray, after: np.ndarray) -> bytes:
     """One block's bytes: int16 bit patterns of up to BLOCK weights before and after."""
     below = cut(before)
-    small = (before & 0x7FFF) < below << 7
-    changed = before != after
-    pieces = [bytes([below])]
-    for members in classes(before, small, below):
+    changed = np.empty(before.size, bool)
+    smalls, larges = [], []
+    for part, small in pieces(before, below):
+        np.not_equal(before[part], after[part], out=changed[part])
+        smalls.append(np.flatnonzero(small) + part.start)
+        larges.append(np.flatnonzero(changed[part] > small) + part.start)
+    coded = [bytes([below])]
+    for members in classes(before, joined(smalls), below):
         inside = np.flatnonzero(changed[members])
         moved = members[inside]
-        pieces += [pack_set(inside, members.size), pack_differences(before[moved], after[moved])]
-    moved = np.flatnonzero(changed > small)
-    pieces += [pack_set(moved, before.size), pack_differences(before[moved], after[moved])]
-    plain = b"".join(pieces)
+        coded += [pack_set(inside, members.size), pack_differences(before[moved], after[moved])]
+    moved = joined(larges)
+    coded += [pack_set(moved, before.size), pack_differences(before[moved], after[moved])]
+    plain = b"".join(coded)
     squeezed = ZSTD.compress(plain, asbytes=True)
     return SIZES.pack(len(plain), len(squeezed)) + squeezed
 
@@ -110,7 +127,8 @@ def decode_block(reader: Reader, before: np.ndarray) -> np.ndarray:
     block = Reader(plain)
     below = block.take(1)[0]
     after = before.copy()
-    for members in classes(before, (before & 0x7FFF) < below << 7, below):
+    smalls = [np.flatnonzero(small) + part.start for part, small in pieces(before, below)]
+    for members in classes(before, joined(smalls), below):
         moved = members[unpack_set(block, members.size)]
         after[moved] = add_differences(block, before[moved])
     moved = unpack_set(block, before.size)
