@@ -3,8 +3,9 @@
 All parameters: a randomly initialised model of Phi-3's architecture, float32 masters and bfloat16 weights, AdamW at
 lr 1e-6 on random tokens; `sparse-bf16` against the bfloat16 model. The bound is the entropy of the differences in
 units in the last place, each weight on its own and all alike; a code that looks at the weight's exponent can go
-below it. Adapters: LoRA factors' differences of an r = 16 adapter, `int8` and `int4` against float32. Seconds are of
-one core's time in this process.
+below it. Later rounds: two sites on tokens of their own, whose mean is the next model; masters' residuals and AdamW's
+state stay at the sites, the mean's residual at the coordinator. Adapters: LoRA factors' differences of an r = 16
+adapter, `int8` and `int4` against float32. Seconds are of one core's time in this process.
 
     python -m benchmarks.updates [--quick] [--json]
 """
@@ -19,16 +20,18 @@ import numpy as np
 import torch
 from transformers import Phi3Config, Phi3ForCausalLM
 
-from common.federation import Update
+from common.federation import Sgd, Update
 from common.grpo.master import MasterWeights
 from common.update.chain import chain, decode, encode
 from common.update.sparse_bf16 import patterns, rank
 from common.update.tensors import State, byte_count
+from server.outer import next_model, outer_optimizer
 
 LEARNING_RATE = 1e-6
 STEPS, QUICK_STEPS = (1, 8, 32), (1, 8)
 SIZE = {"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6}
 QUICK_SIZE = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 2}
+ROUNDS, ROUND_STEPS, SITES = 5, 8, 2
 BATCH = (2, 64)
 """Sequences and tokens of a step."""
 PHI_4 = 14.7e9
@@ -49,29 +52,77 @@ class Sparse:
     """bfloat16 weights encoded, a second of one core."""
     decode_mb_s: float
 
-    @property
-    def phi_4_mb(self) -> float:
-        return PHI_4 * 2 / self.ratio / 1e6
+
+@dataclass(frozen=True)
+class Round:
+    number: int
+    changed: float
+    ratio: float
+    """All sites' models by all that they send."""
+    bound: float
+
+
+def phi_4_mb(ratio: float) -> float:
+    return PHI_4 * 2 / ratio / 1e6
+
+
+class Training:
+    """A site's local steps on random tokens; its masters and AdamW's state stay from round to round."""
+
+    def __init__(self, size: dict[str, int], seed: int) -> None:
+        torch.manual_seed(0)
+        heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 128}
+        config = Phi3Config(**size, **heads, pad_token_id=0, eos_token_id=1, bos_token_id=None)
+        self.model = Phi3ForCausalLM(config).to(torch.bfloat16)
+        self.vocabulary, self.random = size["vocab_size"], torch.Generator().manual_seed(seed)
+        self.masters = MasterWeights(dict(self.model.named_parameters()), {})
+        self.optimizer = torch.optim.AdamW(self.masters.stepped.values(), lr=LEARNING_RATE, weight_decay=0.0)
+
+    def weights(self) -> State:
+        return {name: parameter.detach().clone() for name, parameter in self.masters.rounded.items()}
+
+    @torch.no_grad()
+    def begin(self, model: State) -> None:
+        """A round from this model, plus what the masters have gained below a unit so far."""
+        for name, left in self.masters.residual().items():
+            self.masters.rounded[name].copy_(model[name])
+            self.masters.stepped[name].copy_(model[name].float() + left)
+
+    def step(self, steps: int) -> None:
+        for _ in range(steps):
+            ids = torch.randint(0, self.vocabulary, BATCH, generator=self.random)
+            self.model(input_ids=ids, labels=ids).loss.backward()
+            self.masters.take_gradients()
+            self.optimizer.step()
+            self.masters.put_back()
 
 
 def trained(size: dict[str, int], at: tuple[int, ...]) -> Iterator[tuple[int, State, State]]:
     """(steps, weights before, weights then), bfloat16, after each number of steps in `at`."""
-    torch.manual_seed(0)
-    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 128}
-    config = Phi3Config(**size, **heads, pad_token_id=0, eos_token_id=1, bos_token_id=None)
-    model = Phi3ForCausalLM(config).to(torch.bfloat16)
-    rounded = dict(model.named_parameters())
-    before = {name: parameter.detach().clone() for name, parameter in rounded.items()}
-    masters = MasterWeights(rounded, {})
-    optimizer = torch.optim.AdamW(masters.stepped.values(), lr=LEARNING_RATE, weight_decay=0.0)
-    for step in range(1, max(at) + 1):
-        ids = torch.randint(0, size["vocab_size"], BATCH)
-        model(input_ids=ids, labels=ids).loss.backward()
-        masters.take_gradients()
-        optimizer.step()
-        masters.put_back()
-        if step in at:
-            yield step, before, {name: parameter.detach().clone() for name, parameter in rounded.items()}
+    training, done = Training(size, seed=0), 0
+    before = training.weights()
+    for steps in at:
+        training.step(steps - done)
+        done = steps
+        yield steps, before, training.weights()
+
+
+def later_rounds(size: dict[str, int]) -> Iterator[Round]:
+    way, outer = chain(Update(steps=("sparse-bf16",))), outer_optimizer(Sgd(), {})
+    sites = [Training(size, seed) for seed in range(SITES)]
+    model = sites[0].weights()
+    for number in range(1, ROUNDS + 1):
+        models, sent, bits, changed = [], 0, 0.0, 0.0
+        for site in sites:
+            site.begin(model)
+            site.step(ROUND_STEPS)
+            models.append(site.weights())
+            sent += byte_count(encode(way, model, models[-1], {})[0])
+            site_bits, site_changed = entropy_bits(model, models[-1])
+            bits, changed = bits + site_bits / SITES, changed + site_changed / SITES
+        yield Round(number, changed, SITES * byte_count(model) / sent, 16 / bits)
+        means = ((name, torch.stack([m[name].double() for m in models]).mean(dim=0)) for name in model)
+        model = next_model(outer, model, means)
 
 
 def entropy_bits(before: State, after: State) -> tuple[float, float]:
@@ -134,8 +185,16 @@ def table(results: list[Sparse]) -> str:
     head = f"{'steps':>6}{'changed':>10}{'smaller':>10}{'bound':>8}{'encode':>12}{'decode':>12}{'14.7 B model':>15}"
     rows = [
         f"{r.steps:>6}{r.changed:>10.2%}{r.ratio:>9.0f}x{r.bound:>7.0f}x{r.encode_mb_s:>7.0f} MB/s"
-        f"{r.decode_mb_s:>7.0f} MB/s{r.phi_4_mb:>12.0f} MB"
+        f"{r.decode_mb_s:>7.0f} MB/s{phi_4_mb(r.ratio):>12.0f} MB"
         for r in results
+    ]
+    return "\n".join([head, *rows])
+
+
+def rounds_table(results: list[Round]) -> str:
+    head = f"{'round':>6}{'changed':>10}{'smaller':>10}{'bound':>8}{'14.7 B model':>15}"
+    rows = [
+        f"{r.number:>6}{r.changed:>10.2%}{r.ratio:>9.0f}x{r.bound:>7.0f}x{phi_4_mb(r.ratio):>12.0f} MB" for r in results
     ]
     return "\n".join([head, *rows])
 
@@ -148,20 +207,25 @@ def main() -> None:
     torch.set_num_threads(1)
     size, at = (QUICK_SIZE, QUICK_STEPS) if given.quick else (SIZE, STEPS)
     results = list(sparse(size, at, 2 if given.quick else REPEATS))
+    rounds = list(later_rounds(size))
     ratios = {step: adapter_ratio(step) for step in ("int8", "int4")}
     if not given.json:
         print(table(results))
+        print(f"{SITES} sites, {ROUND_STEPS} steps a round:\n{rounds_table(rounds)}")
         print("adapter against float32: " + ", ".join(f"{step} {ratio:.2f}x" for step, ratio in ratios.items()))
     eight = next(r for r in results if r.steps == 8)
     keys = {
         "sparse_bf16_ratio": eight.ratio,
         "sparse_bf16_over_bound": eight.bound / eight.ratio,
+        "sparse_bf16_ratio_last_round": rounds[-1].ratio,
+        "sparse_bf16_over_bound_last_round": rounds[-1].bound / rounds[-1].ratio,
         "encode_mb_s": eight.encode_mb_s,
         "int8_ratio": ratios["int8"],
         "int4_ratio": ratios["int4"],
     }
     steps = {f"after_{r.steps}_steps": {k: round(v, 4) for k, v in asdict(r).items()} for r in results}
-    print(json.dumps({name: round(value, 4) for name, value in keys.items()} | steps))
+    by_round = {f"round_{r.number}": {k: round(v, 4) for k, v in asdict(r).items()} for r in rounds}
+    print(json.dumps({name: round(value, 4) for name, value in keys.items()} | steps | by_round))
 
 
 if __name__ == "__main__":

@@ -130,18 +130,28 @@ def weighted_mean(files: Files, weights: dict[str, float], scales: dict[str, flo
 
 def trimmed_mean(files: Files, trim: int) -> Piece:
     """Mean without the `trim` lowest and highest values of each weight (Yin et al. 2018, arXiv 1803.01498)."""
-    buffer = new_buffer()
+    read = together(files)
 
     def piece(out: Tensor, name: str, begin: int, end: int) -> None:
-        ordered = together(files, name, begin, end, buffer).T.sort(dim=1).values.T
-        torch.mean(ordered[trim : len(files) - trim], dim=0, out=out)
+        values = read(name, begin, end)
+        # numpy sorts in place; torch would make the sorted values and their places anew for every piece.
+        values.numpy().sort(axis=0)
+        torch.mean(values[trim : len(files) - trim], dim=0, out=out)
 
     return piece
 
 
-def together(files: Files, name: str, begin: int, end: int, buffer: np.ndarray) -> Tensor:
-    """[sites, values] in float64."""
-    return torch.stack([file.read(name, begin, end, buffer).double() for file in files.values()])
+def together(files: Files) -> Callable[[str, int, int], Tensor]:
+    """Reads [sites, values] in float64, each time into the same memory."""
+    buffer, values = new_buffer(), torch.empty(len(files), PIECE // len(files), dtype=torch.float64)
+
+    def read(name: str, begin: int, end: int) -> Tensor:
+        part = values[:, : end - begin]
+        for row, file in zip(part, files.values(), strict=True):
+            row.copy_(file.read(name, begin, end, buffer))
+        return part
+
+    return read
 
 
 def norms(files: Files, before: State) -> dict[str, float]:
@@ -157,9 +167,9 @@ def norms(files: Files, before: State) -> dict[str, float]:
 
 def distances(files: Files, before: State) -> Tensor:
     """[sites, sites] squared L2 distances between the sites' models, by their differences in float64."""
-    total, buffer = torch.zeros(len(files), len(files), dtype=torch.float64), new_buffer()
+    total, read = torch.zeros(len(files), len(files), dtype=torch.float64), together(files)
     for name, model in before.items():
         for begin, end in pieces(model.numel(), len(files)):
-            values = together(files, name, begin, end, buffer)
+            values = read(name, begin, end)
             total += torch.cdist(values, values, compute_mode="donot_use_mm_for_euclid_dist").square()
     return total

@@ -55,7 +55,7 @@ def test_sparse_bf16_is_exact_for_any_bit_pattern(states: tuple[State, State]) -
     assert same(decode(way, before, encode(way, before, after, {})[0], "north"), after)
 
 
-@pytest.mark.parametrize("size", [(1 << 14) - 1, 1 << 14, (1 << 21) + 5])
+@pytest.mark.parametrize("size", [(1 << 14) - 1, 1 << 14, 1 << 16, (1 << 16) + 1, (1 << 21) + 5])
 def test_sparse_bf16_over_its_block_borders(size: int) -> None:
     random = np.random.default_rng(size)
     master = torch.from_numpy(random.normal(0, 0.02, size).astype(np.float32))
@@ -83,18 +83,19 @@ def test_a_difference_is_the_model_but_for_one_rounding(states: tuple[State, Sta
 
 
 @settings(deadline=None, max_examples=40)
-@given(pairs(F32), pairs(F32))
-def test_linear_steps_may_be_summed(first: tuple[State, State], second: tuple[State, State]) -> None:
+@given(pairs(BOTH), st.sampled_from([("difference",), ("difference", "clip")]))
+def test_linear_steps_may_be_summed(states: tuple[State, State], names: tuple[str, ...]) -> None:
     """The sum of what two sites send decodes to the sum of their differences."""
-    before, after = first
+    before, after = states
     other = {name: tensor * 0.5 + 0.01 for name, tensor in after.items()}
-    way = steps(steps=("difference", "clip"), clip_norm=0.1)
+    way = steps(steps=names, clip_norm=0.1 if "clip" in names else None)
     assert all(step.linear for step in way)
     sent = [encode(way, before, model, {})[0] for model in (after, other)]
     together = decode(way, before, {name: sent[0][name] + sent[1][name] for name in before}, "north")
     apart = [decode(way, before, one, "north") for one in sent]
     for name, model in before.items():
-        torch.testing.assert_close(together[name], apart[0][name] + apart[1][name] - model, rtol=1e-5, atol=1e-6)
+        expected = apart[0][name] + apart[1][name] - model.float()
+        torch.testing.assert_close(together[name], expected, rtol=1e-5, atol=1e-6)
 
 
 @settings(deadline=None, max_examples=40)
@@ -154,6 +155,15 @@ def test_quantised_to_half_a_step(name: str, largest: int, states: tuple[State, 
         change = (after[tensor_name] - before[tensor_name]).abs()
         if change.numel():
             assert float(lost.abs().max()) <= float(change.max()) / largest / 2 * (1 + 1e-4)
+
+
+@pytest.mark.parametrize(("name", "bytes_each"), [("int8", 1.016), ("int4", 0.563)])
+def test_quantised_weights_cost_what_the_guide_says(name: str, bytes_each: float) -> None:
+    """docs/updates.md; of an adapter whose tensors fill their blocks."""
+    before = {f"layers.{n}.lora_B.weight": torch.zeros(512, 16) for n in range(4)}
+    after = {n: torch.randn(t.shape, generator=torch.Generator().manual_seed(1)) for n, t in before.items()}
+    sent, _ = encode(steps(steps=("difference", name)), before, after, {})
+    assert byte_count(sent) * 4 / byte_count(before) == pytest.approx(bytes_each, abs=5e-4)
 
 
 def test_blocks_of_zeros_and_of_the_smallest_numbers() -> None:
