@@ -1,6 +1,7 @@
 """Named tensors: a state is a flat dict from tensor name to CPU tensor; as a file it is safetensors (`payload.py`)."""
 
 import hashlib
+import math
 from collections.abc import Collection
 
 import numpy as np
