@@ -54,7 +54,7 @@ def mean_state(files: Sequence[Path]) -> State:
     return {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
 
 
-def updates(folder: RunFolder, study: Study) -> NDArray[np.float64]:
+def updates(folder: RunFolder, study: Study, draws: int = DRAWS) -> NDArray[np.float64]:
     """A round's local steps of every site from the run's last model: `[sites, draws, weights]`."""
     arm, frames = folder.arm(study.seed, "federated"), Frames(folder.seed(study.seed) / "questions")
     last = RoundStore(arm).latest()
@@ -66,7 +66,7 @@ def updates(folder: RunFolder, study: Study) -> NDArray[np.float64]:
     found = []
     for site in study.sites.train:
         questions = frames.train(site)
-        for number in range(DRAWS):
+        for number in range(draws):
             # All that a trainer draws derives from its stream's name.
             trainer = LocalTrainer(policy, study, questions, f"{site}/{number}", last.step + study.rounds.local_steps)
             load_trainable(policy, last.model)
@@ -74,7 +74,7 @@ def updates(folder: RunFolder, study: Study) -> NDArray[np.float64]:
                 save_file(state, Path(temporary) / name)
                 trainer.run(last.step, study.rounds.local_steps, Path(temporary))
             found.append(flat(trainable_state(policy), last.model))
-    return np.stack(found).reshape(len(study.sites.train), DRAWS, -1)
+    return np.stack(found).reshape(len(study.sites.train), draws, -1)
 
 
 def parts_of(updates: NDArray[np.float64]) -> Parts:
