@@ -33,9 +33,10 @@ from trl import GRPOConfig, GRPOTrainer
 from benchmarks._apart import apart
 from common.grpo.local import LocalTrainer
 from common.grpo.rewards import right_answer
+from common.model import Builtin
 from common.models.builtin import build_builtin
 from common.models.policy import load_policy
-from common.study import Builtin, Study, parse_study, read_study
+from common.study import Study, parse_study, read_study
 from common.tasks.site_questions import site_questions
 from server.frames import registries
 

@@ -27,10 +27,11 @@ from torch import Tensor
 from common.evaluation.answering import answer
 from common.evaluation.intervals import Draws, draw, interval, paired, tally
 from common.evaluation.scoring import per_question
+from common.model import Average
 from common.models.adapters import FACTOR_A, FACTOR_B, FROZEN
 from common.models.builtin import build_builtin
 from common.models.policy import Policy, load_policy, load_trainable
-from common.study import Average, Study, parse_study, read_study
+from common.study import Study, parse_study, read_study
 from server.adapters import layers
 from server.frames import build_frames, registries
 from server.jobs import SPLITS

@@ -24,7 +24,8 @@ from platformdirs import user_cache_path
 
 from common.errors import UserError
 from common.evaluation.scoring import per_question
-from common.study import Builtin, Study, parse_study, read_study
+from common.model import Builtin
+from common.study import Study, parse_study, read_study
 from server.arm_jobs import do_job
 from server.arms import prepare
 from server.jobs import SPLITS, answered_path

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
+from common.model import Builtin
 from common.models.builtin import build_builtin
-from common.study import Builtin, Study, parse_study, read_study
+from common.study import Study, parse_study, read_study
 from server.frames import registries
 from server.run_folder import read_events, write_text
 from server.simulation import simulate_federated

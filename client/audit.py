@@ -4,10 +4,13 @@ Changing, removing or reordering a line breaks the chain at that line. The line 
 reply is handed over, so what left is in the log; a line cut short by a kill stands for nothing that left.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,12 +44,26 @@ def whole_lines(path: Path) -> list[str]:
     return lines[:-1]  # what follows the last newline is empty, or a line that a kill cut short
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Only one process at a time: a site may answer several messages at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def append(path: Path, passage: Passage) -> str:
     """Write a passage durably; returns its place in the chain (SHA-256)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path):
+        return extend(path, asdict(passage))
+
+
+def extend(path: Path, values: dict[str, object]) -> str:
+    """Write a line durably; returns its place in the chain (SHA-256). The caller holds the lock."""
     lines = whole_lines(path)
     previous = json.loads(lines[-1])["hash"] if lines else START
-    entry: dict[str, object] = {"n": len(lines), "time": time.time(), **asdict(passage), "previous": previous}
+    entry: dict[str, object] = {"n": len(lines), "time": time.time(), **values, "previous": previous}
     entry["hash"] = digest(entry)
     with path.open("r+b" if path.exists() else "w+b") as file:
         file.truncate(len("".join(f"{line}\n" for line in lines).encode()))

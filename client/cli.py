@@ -300,6 +300,31 @@ def audit(config: Config, state: StateFolder = None) -> None:
         raise UserError(f"{place}: line {broken + 1} does not continue the chain.", "Keep the file and tell security.")
 
 
+@app.command()
+def budget(config: Config, study: StudyFile, state: StateFolder = None) -> None:
+    """What a private study costs each patient of this site: planned, spent so far, and left."""
+    from client.ledger import NAME, charges, planned, spent
+
+    resolved = read_study(study)
+    if resolved.privacy is None:
+        raise UserError(f"{study}: the study has no [privacy] table: nothing is bounded or spent.", "Ask who wrote it.")
+    site = site_in(config, state)
+    place = site.state / NAME
+    plan, used = planned(resolved), spent(place, resolved.hash)
+    limit = site.settings.policy.max_epsilon
+    table = Table("", "epsilon", title=f"{resolved.name}, at delta {resolved.privacy.delta:g}")
+    table.add_row("the study as planned", f"{plan:.3f}")
+    table.add_row("this site's limit", "as planned" if limit is None else f"{limit:.3f}")
+    table.add_row("spent", f"{used:.3f}")
+    table.add_row("left", f"{max(0.0, (plan if limit is None else limit) - used):.3f}")
+    others = len({charge.study for charge in charges(place)} - {resolved.hash})
+    console.print(table)
+    if others:
+        console.print(f"{others} other private studies were charged at this site: what they cost adds to this.")
+    if limit is not None and limit < plan:
+        console.print("The limit is below the plan: this site will refuse the study's last rounds.")
+
+
 def main() -> None:
     """Entry point."""
     run_command(app)

@@ -56,6 +56,8 @@ REFUSALS = {
     policy.BAD_CODEBOOK: "the codebook in the message is not whole, or not the one of this study at this site",
     policy.JOB_OUT_OF_MEMORY: "local training ran out of memory at this site",
     policy.JOB_ENDED: "local training ended at this site before it was done: see its job's log",
+    policy.BUDGET_SPENT: "this round would cost more privacy than this site has left for the study",
+    policy.LEDGER_BROKEN: "this site's privacy ledger has been changed: see the site's own copy",
     policy.RUN_REMOVED: "this site has removed the run's state: start the study as a new run",
     MODEL_MISSING: "this site has no model that the message's could be made from",
     PAYLOAD_MISSING: "this site has no such update that may leave",
@@ -98,9 +100,10 @@ def records(reply: Reply, door: Door) -> RecordDict:
     match reply:
         case Described(site):
             return RecordDict({"site": ConfigRecord({"name": site})})
-        case Configured(patients, questions, _):
-            check_patients(door.policy, patients)
-            return RecordDict({"counts": MetricRecord({"patients": patients, "questions": questions})})
+        case Configured():
+            check_patients(door.policy, reply.patients)
+            sizes = {} if reply.private else {"patients": reply.patients, "questions": reply.questions}
+            return RecordDict({"counts": MetricRecord(dict(sizes))})
         case Counted():
             check_patients(door.policy, reply.patients)
             return counted_records(reply, door.policy)
@@ -116,14 +119,18 @@ def records(reply: Reply, door: Door) -> RecordDict:
         case Trained():
             check_patients(door.policy, reply.patients)
             check_update(reply, door)
-            metrics: dict[str, int | float] = {
-                "patients": reply.patients,
-                "questions": reply.questions,
-                "reward": finite(reply.reward),
-                "informative": finite(reply.informative),
-                "generating_s": finite(reply.generating_s),
-                "learning_s": finite(reply.learning_s),
-            }
+            metrics: dict[str, int | float] = (
+                {}
+                if reply.epsilon is not None
+                else {
+                    "patients": reply.patients,
+                    "questions": reply.questions,
+                    "reward": finite(reply.reward),
+                    "informative": finite(reply.informative),
+                    "generating_s": finite(reply.generating_s),
+                    "learning_s": finite(reply.learning_s),
+                }
+            )
             payload = reply.outbox.payload(reply.manifest.sha256)
             return RecordDict(
                 {
@@ -169,6 +176,8 @@ def detail(reply: Reply, door: Door) -> str:
     match reply:
         case Configured():
             return f"codebook {reply.codebook}"
+        case Trained(epsilon=epsilon) if epsilon is not None:
+            return f"epsilon {epsilon:.4f} after it"
         case Trained():
             return f"update {reply.manifest.sha256}, {reply.manifest.size} bytes"
         case Handed(_, sha256, number):

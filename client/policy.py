@@ -22,6 +22,8 @@ class Policy(Strict):
     minimum_patients: int = Field(default=MINIMUM_PATIENTS, ge=1)
     tell_progress: bool = True
     """Whether the coordinator hears how many local steps are done while this site trains."""
+    max_epsilon: float | None = Field(default=None, gt=0)
+    """What a private study may cost its patients here; what the approved study plans as a whole unless given."""
 
 
 class Refusal(Exception):
@@ -44,6 +46,8 @@ BAD_CODEBOOK = 1009
 JOB_OUT_OF_MEMORY = 1010
 JOB_ENDED = 1011
 RUN_REMOVED = 1012
+BUDGET_SPENT = 1020
+LEDGER_BROKEN = 1021
 
 BULK_FAILED = 1013
 

@@ -32,6 +32,8 @@ class Configured:
     questions: int
     codebook: str
     """Hash of the codebook behind the questions, for the audit log. Does not leave."""
+    private: bool
+    """The study has patient-level privacy: then the counts do not leave. Does not leave."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ class Trained:
     """Share of the groups with unequal rewards."""
     generating_s: float
     learning_s: float
+    epsilon: float | None = None
+    """What the study has cost each patient here with this round, for the audit log; None without patient-level
+    privacy. With it the update leaves, and no figure beside it. Does not leave."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from safetensors.torch import load_file, save_file
 from client.disk import write
 from client.heartbeat import Heartbeat
 from client.keeping import keep_runs
+from client.ledger import NAME as LEDGER
+from client.ledger import charge
 from client.messages import HASH, Task
 from client.outbox import Outbox
 from client.policy import (
@@ -45,7 +47,9 @@ from common.evaluation.answering import answer
 from common.evaluation.probe import pass_rates
 from common.evaluation.scoring import right
 from common.grpo.launch import JobEnded, JobOutOfMemory, JobTrainer
-from common.grpo.local import LocalResult, LocalTrainer, by_step
+from common.grpo.local import LocalResult, LocalTrainer, by_step, digest
+from common.grpo.noise import site_secret
+from common.grpo.patient_dp import PatientTrainer
 from common.models.adapters import trained_in_round
 from common.models.policy import Policy, load_policy, load_trainable, trainable_state
 from common.questions.codebook import Codebook
@@ -152,7 +156,8 @@ class SiteStudy:
         entry = json.loads(about.read_text())
         if codebook is not None and entry["codebook"] != codebook.hash:
             raise Refusal(BAD_CODEBOOK)
-        return Configured(entry["patients"], self.questions("train").height, entry["codebook"])
+        private = self.study.privacy is not None
+        return Configured(entry["patients"], self.questions("train").height, entry["codebook"], private)
 
     def check_codebook(self, codebook: Codebook | None) -> None:
         """The approved study says whether sites share a codebook, and which, where it is a file.
@@ -202,11 +207,16 @@ class SiteStudy:
         bench, questions = self.workbench(), self.folder / "train.parquet"
         launcher = self.site.settings.launcher
         if launcher is not None:
+            if self.study.privacy is not None:
+                raise UserError(
+                    "A study with [privacy] takes its steps in one process, but this site has a launcher.",
+                    "Take client.launcher out of the site's file.",
+                )
             model = str(self.about()["model"])
             return JobTrainer(bench.policy, self.study, model, questions, self.site.name, launcher, folder / "job")
         if questions not in bench.trainers:
-            trainer = LocalTrainer(bench.policy, self.study, pl.read_parquet(questions), self.site.name)
-            bench.trainers[questions] = trainer
+            kind = LocalTrainer if self.study.privacy is None else PatientTrainer
+            bench.trainers[questions] = kind(bench.policy, self.study, pl.read_parquet(questions), self.site.name)
         return bench.trainers[questions]
 
     def policy(self, model: State) -> Policy:
@@ -235,14 +245,19 @@ class SiteStudy:
         if not 1 <= task.round <= rounds.rounds or (task.first_step, task.steps) != (first, rounds.local_steps):
             raise Refusal(BAD_REQUEST)
 
-    def learn(self, task: Task, folder: Path, state_step: int) -> LocalResult:
+    def learn(self, task: Task, folder: Path, state_step: int, occasion: str) -> LocalResult:
         """The local steps, from the weights in the policy.
+
+        Args:
+            occasion: digest of what the steps depend on, for the noise of a private study.
 
         Raises:
             Refusal: JOB_OUT_OF_MEMORY or JOB_ENDED. Nothing of it is lost that the next try would need.
         """
         trainer, proximal = self.trainer(folder), self.study.rounds.proximal
         state = folder / "state"
+        if isinstance(trainer, PatientTrainer):
+            trainer.begin(site_secret(self.site.state), occasion)
 
         heartbeat = Heartbeat(self.site, self.site.bulk) if self.site.bulk is not None else None
 
@@ -277,7 +292,9 @@ class SiteStudy:
         about = self.about()
         policy = self.policy(model)
         state_step = goes_on_from(last, task)
-        result = self.learn(task, folder, state_step)
+        occasion = digest(self.study.hash, task.run, task.round, asked["model"], state_step)
+        epsilon = self.charge(task, occasion)
+        result = self.learn(task, folder, state_step, occasion)
         told = json.dumps(by_step(result))
         write(folder / f"steps-{task.round:04d}.json", lambda part: part.write_text(told))
         after = trained_in_round(self.study.model, task.round, trainable_state(policy))
@@ -293,11 +310,23 @@ class SiteStudy:
             "informative": sum(result.informative) / len(result.informative),
             "generating_s": result.seconds["generating"],
             "learning_s": result.seconds["learning"],
+            "epsilon": epsilon,
         }
         manifest = outbox.put(lambda part: save_file(update, part), self.study.transfer.shard_bytes)
         kept = {"asked": asked, "figures": figures, "state_step": state_step, "manifest": manifest.to_dict()}
         write(folder / "last.json", lambda part: part.write_text(json.dumps(kept)))
         return self.trained(outbox, manifest, before, figures)
+
+    def charge(self, task: Task, occasion: str) -> float | None:
+        """Epsilon of a private study with this round, noted before anything is computed.
+
+        Raises:
+            Refusal: BUDGET_SPENT or LEDGER_BROKEN.
+        """
+        if self.study.privacy is None:
+            return None
+        limit = self.site.settings.policy.max_epsilon
+        return charge(self.site.state / LEDGER, self.study, task.run, task.round, occasion, limit)
 
     def trained(self, outbox: Outbox, manifest: Manifest, before: State, figures: dict[str, Any]) -> Trained:
         steps, inline_bytes = chain(self.study.update), self.study.transfer.inline_bytes

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from common.model import Lora
 from common.models.adapters import FACTOR_A, FACTOR_B, FROZEN
-from common.study import Lora
 from common.update.tensors import State
 from server.fold import Files, new_buffer, whole
 from server.outer import rounded

@@ -11,11 +11,12 @@ from common.errors import UserError
 from common.evaluation.answering import answer
 from common.evaluation.probe import pass_rates
 from common.evaluation.yardsticks import TrainingRecords, gradient_boosting, most_frequent, random_letter
+from common.model import BUILT_IN
 from common.models.builtin import build_builtin
 from common.models.policy import load_policy, load_trainable
 from common.models.transfer import folder_sha256
 from common.questions.curriculum import worth_asking
-from common.study import BUILT_IN, Study
+from common.study import Study
 from common.update.tensors import State
 from server.centralized import Cohort, train_cohort
 from server.frames import Frames, build_frames, keep, public_cohort, registries

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from common.errors import UserError
+from common.model import BUILT_IN
 from common.questions.codebook_file import check_codebook, read_codebook
 from common.registry.config import read_registry_config
 from common.registry.registry import LeftOut, concat_registries, load_registry
-from common.study import BUILT_IN, Study
+from common.study import Study
 
 
 def check_sites(study: Study) -> list[tuple[str, LeftOut]]:

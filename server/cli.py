@@ -10,12 +10,11 @@ from rich.table import Table
 
 from common.command import run as run_command
 from common.errors import UserError
-from common.study import BUILT_IN, Study, read_study
+from common.model import BUILT_IN
+from common.study import Study, read_study
 from server.serve_cli import app as serve_app
 
-app = typer.Typer(
-    help="Federated GRPO for clinical reasoning.", no_args_is_help=True, pretty_exceptions_enable=False
-)
+app = typer.Typer(help="Federated GRPO for clinical reasoning.", no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(serve_app)
 console = Console(highlight=False)
 

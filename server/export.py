@@ -6,8 +6,9 @@ from typing import Any, Literal
 from huggingface_hub import ModelCard, ModelCardData
 
 from common.errors import UserError
+from common.model import BUILT_IN
 from common.models.policy import Policy, load_policy, load_trainable
-from common.study import BUILT_IN, Study
+from common.study import Study
 from common.update.tensors import sha256
 from server.arm_jobs import base_model
 from server.round_store import Checkpoint, RoundStore

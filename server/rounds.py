@@ -113,22 +113,25 @@ def pooled_accuracy(curve: Counts) -> float | None:
     return sum(point["right"] for point in curve.values()) / asked if asked else None
 
 
-def spent(
-    here: dict[str, Contribution], curve: Counts, waited: float, gated: float, wall: float
-) -> dict[str, float]:
+def spent(here: dict[str, Contribution], curve: Counts, waited: float, gated: float, wall: float) -> dict[str, float]:
     """Seconds of a round by what they went to; the sites' own are summed over sites.
+
+    Sites of a private study do not tell theirs: all is `communicating`.
 
     `communicating` is the time spent waiting for sites that none of their work explains: of all their work
     where they take turns (simulation), of the slowest's where they work side by side.
     """
-    works = {site: c.figures["generating_s"] + c.figures["learning_s"] for site, c in here.items()}
+    generating, learning = (
+        {site: c.figures.get(name, 0.0) for site, c in here.items()} for name in ("generating_s", "learning_s")
+    )
+    works = {site: generating[site] + learning[site] for site in here}
     for site, point in curve.items():
         works[site] = works.get(site, 0.0) + point["seconds"]
     together, slowest = sum(works.values()), max(works.values(), default=0.0)
     explained = together if together <= waited else slowest
     return {
-        "generating": sum(c.figures["generating_s"] for c in here.values()),
-        "learning": sum(c.figures["learning_s"] for c in here.values()),
+        "generating": sum(generating.values()),
+        "learning": sum(learning.values()),
         "evaluating": sum(point["seconds"] for point in curve.values()) + gated,
         "communicating": max(0.0, waited - explained),
         "other": max(0.0, wall - waited - gated),
@@ -195,7 +198,7 @@ def one_round(
     store.save(after)
     store.drop_received(number)
     store.prune(study.rounds.keep_checkpoints)
-    for site, given in here.items():
+    for site, given in here.items() if study.privacy is None else ():
         box.log.write("steps", site=site, round=number, reward=[given.figures["reward"]])
     box.log.write("round_finished", round=number, rounds=study.rounds.rounds, **notes)
     return after

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from common.grpo.noise import derived_key, write_secret
 from common.questions.codebook import Codebook
 from common.study import Study
 from server.app import app as server_app
@@ -110,6 +111,9 @@ def site_contexts(study: Study, states: Path) -> dict[int, Context]:
     configs = Path(study.simulation.site_configs)
     contexts = {}
     for node, site in enumerate(sorted(study.sites.train), start=COORDINATOR + 1):
+        if study.privacy is not None:
+            # A hospital's is random. Here the same study must give the same numbers, and there is nobody to hide from.
+            write_secret(states / site, derived_key(bytes(32), study.seed, site))
         node_config: dict[str, bool | float | int | str] = {
             "site-config": str(configs / f"{site}.toml"),
             "state-dir": str(states / site),

@@ -10,10 +10,11 @@ from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp import Grid
 
 from common.errors import UserError
+from common.model import BUILT_IN
 from common.models.transfer import folder_sha256, pack_folder
 from common.questions.codebook import Codebook
 from common.questions.codebook_file import to_toml
-from common.study import BUILT_IN, Study
+from common.study import Study
 from server.exchange import Counts, figures
 from server.mailbox import Mailbox
 from server.run_folder import EventLog

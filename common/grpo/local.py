@@ -53,6 +53,20 @@ class LocalResult:
     """Of each step, signs of reward hacking."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What came of one step's questions."""
+
+    letters: list[str | None]
+    """Right letter of each completion's question."""
+    completions: list[list[int]]
+    """Tokens, one list a completion."""
+    reward: float
+    """Mean over the completions."""
+    informative: float
+    """Share of groups whose advantages are not all zero."""
+
+
 def by_step(result: LocalResult) -> dict[str, list[Any]]:
     """What is logged of each step, where the questions are: reward, informative groups, signs of reward hacking."""
     return {
@@ -62,10 +76,14 @@ def by_step(result: LocalResult) -> dict[str, list[Any]]:
     }
 
 
+def digest(*parts: object) -> str:
+    """SHA-256 of the parts' text; the same on every machine."""
+    return hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).hexdigest()
+
+
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed from the parts' text; the same on every machine."""
-    text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    """A 63-bit seed from the parts' text."""
+    return int(digest(*parts)[:16], 16) >> 1
 
 
 class LocalTrainer:
@@ -95,12 +113,9 @@ class LocalTrainer:
             for text, letter, reference, fit in answers
             if fit
         ]
-        if len(self.rows) < grpo.prompts_per_step:
-            raise UserError(
-                f"{stream}: {len(self.rows)} training questions are fewer than grpo.prompts_per_step = "
-                f"{grpo.prompts_per_step}.",
-                "Lower grpo.prompts_per_step or raise questions.per_patient.",
-            )
+        self.patients = questions["patient"].filter(pl.Series(fits, dtype=pl.Boolean)).to_list()
+        """Of each row."""
+        self.check_enough()
         self.rewards = reward_terms(grpo.rewards, grpo.max_completion_tokens)
         self.groups = groups_at_once(grpo.prompts_per_step, grpo.groups_at_once)
         self.parts = groups_per_rank(grpo.prompts_per_step) // self.groups
@@ -109,6 +124,15 @@ class LocalTrainer:
         # TRL patches the model's forward. The method works on the layers below it, so the patch is taken off
         # again: many trainers on one model would stack theirs.
         vars(causal_model(policy.model)).pop("forward", None)
+
+    def check_enough(self) -> None:
+        """Raises: UserError: there are fewer questions than a step asks."""
+        if len(self.rows) < self.study.grpo.prompts_per_step:
+            raise UserError(
+                f"{self.stream}: {len(self.rows)} training questions are fewer than grpo.prompts_per_step = "
+                f"{self.study.grpo.prompts_per_step}.",
+                "Lower grpo.prompts_per_step or raise questions.per_patient.",
+            )
 
     def _build(self) -> PrefixTrainer:
         grpo = self.study.grpo
@@ -235,6 +259,20 @@ class LocalTrainer:
         zero = self.trainer.zero
         return trainable_state(self.policy) if zero is None else zero.trained()
 
+    def gradients(self, step: int) -> Asked:
+        """Ask a step's questions and leave their gradients on the parameters."""
+        grpo, trainer = self.study.grpo, self.trainer
+        torch.manual_seed(derive_seed(self.study.seed, self.stream, "step", step))
+        questions = self.informative_batch(step) if grpo.dynamic_sampling else self.batch(step)
+        rows = [row for row in questions for _ in range(grpo.group_size)]
+        for part in range(self.parts):
+            trainer.accelerator.sync_gradients = part == self.parts - 1
+            trainer.training_step(self.policy.model, my_share(rows), None)
+        metrics = trainer._metrics["train"]
+        letters = [row["letter"] for row in rows]
+        reward, agree = metrics["reward"][-1], metrics["frac_reward_zero_std"][-1]
+        return Asked(letters, everyones(trainer.completion_ids), reward, 1.0 - agree)
+
     def run(
         self,
         first_step: int,
@@ -276,21 +314,14 @@ class LocalTrainer:
         start = time.perf_counter()
         model.train()
         for step in range(first_step, first_step + steps):
-            torch.manual_seed(derive_seed(self.study.seed, self.stream, "step", step))
-            questions = self.informative_batch(step) if grpo.dynamic_sampling else self.batch(step)
-            rows = [row for row in questions for _ in range(grpo.group_size)]
             stepping.set_rate(grpo.learning_rate * share(step))
-            for part in range(self.parts):
-                trainer.accelerator.sync_gradients = part == self.parts - 1
-                trainer.training_step(model, my_share(rows), None)
+            asked = self.gradients(step)
             stepping.step()
             if reference:
                 reference.after(step)
-            metrics = trainer._metrics["train"]
-            rewards.append(metrics["reward"][-1])
-            informative.append(1.0 - metrics["frac_reward_zero_std"][-1])
-            sampled = everyones(trainer.completion_ids)
-            told.append(signs(self.texts(sampled), sampled, [row["letter"] for row in rows]))
+            rewards.append(asked.reward)
+            informative.append(asked.informative)
+            told.append(signs(self.texts(asked.completions), asked.completions, asked.letters))
             if on_step:
                 on_step(step, rewards[-1])
         model.eval()

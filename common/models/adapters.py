@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.study import Average, Model
+from common.model import Average, Model
 
 ADAPTER = "default"
 """PEFT's and TRL's name for the adapter that is trained."""

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from common.errors import UserError
+from common.model import BUILT_IN
 from common.models.adapters import add_adapter, changing_names
 from common.models.context import check_context
-from common.study import BUILT_IN, Study
+from common.study import Study
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from common.federation import Mean, Sgd, Update
+from common.model import Average, Lora, Model
 from common.models.adapters import FACTOR_A, FACTOR_B, FROZEN, trained_in_round
-from common.study import Average, Lora, Model, Study
+from common.study import Study
 from common.update.chain import chain, decode, encode
 from common.update.tensors import State, sha256
 from server.adapters import measure_and_correct

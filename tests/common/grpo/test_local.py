@@ -18,8 +18,9 @@ from common.errors import UserError
 from common.grpo.local import LocalResult, LocalTrainer, derive_seed
 from common.grpo.optimizer import restore, state_tensors
 from common.grpo.reference import save_whole
+from common.model import Lora
 from common.models.policy import load_policy, load_trainable, trainable_state
-from common.study import Lora, Study
+from common.study import Study
 
 State = dict[str, Tensor]
 

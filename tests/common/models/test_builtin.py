@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from common.grpo.prefix import left_pad, read_prompts
+from common.model import Builtin
 from common.models import builtin
 from common.models.builtin import build_builtin, cache_key
 from common.models.policy import load_policy, trainable_state
@@ -16,7 +17,7 @@ from common.models.tokenizer import END, SYSTEM, train_tokenizer
 from common.models.transfer import folder_sha256
 from common.models.warmup import exercises
 from common.registry.registry import Registry
-from common.study import Builtin, Study
+from common.study import Study
 
 
 @pytest.fixture(autouse=True)
