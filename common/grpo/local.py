@@ -113,8 +113,8 @@ class LocalTrainer:
             for text, letter, reference, fit in answers
             if fit
         ]
-        self.patients = questions["patient"].filter(pl.Series(fits, dtype=pl.Boolean)).to_list()
-        """Of each row."""
+        self.asked = questions.filter(pl.Series(fits, dtype=pl.Boolean))
+        """The questions of the rows."""
         self.check_enough()
         self.rewards = reward_terms(grpo.rewards, grpo.max_completion_tokens)
         self.groups = groups_at_once(grpo.prompts_per_step, grpo.groups_at_once)

@@ -40,7 +40,7 @@ class PatientTrainer(LocalTrainer):
         """
         self.secret, self.occasion = secret, occasion
         self.of_patient: dict[str, list[int]] = {}
-        for number, patient in enumerate(self.patients):
+        for number, patient in enumerate(self.asked["patient"]):
             self.of_patient.setdefault(patient, []).append(number)
 
     def key(self, step: int, purpose: str, about: str = "") -> bytes:
