@@ -12,6 +12,7 @@ from common.grpo.generation import sample
 from common.grpo.head import head
 from common.grpo.prefix import causal_model, left_pad, read_prompts
 from common.grpo.rewards import BOXED, boxed_letter
+from common.models.context import room_after
 from common.models.policy import Policy
 from common.study import Evaluation
 
@@ -35,12 +36,13 @@ def answer(policy: Policy, questions: pl.DataFrame, spec: Evaluation) -> pl.Data
     likelihoods: list[list[float] | None] = [None] * len(ids)
     # Prompts of like length go together, so that little is spent on padding.
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    cue = len(policy.encode([policy.answer_cue])[0])
     policy.model.eval()
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
-        sampled = sample(
-            policy.model, [ids[i] for i in rows], 1, spec.max_completion_tokens, 0.0, policy.eos, policy.pad
-        )
+        longest = len(ids[rows[-1]]) + cue
+        room = room_after(causal_model(policy.model).config.to_dict(), longest, spec.max_completion_tokens)
+        sampled = sample(policy.model, [ids[i] for i in rows], 1, room, 0.0, policy.eos, policy.pad)
         for i, text in zip(rows, policy.tokenizer.batch_decode(sampled, skip_special_tokens=True), strict=True):
             completions[i] = text
         lettered = [i for i in rows if counts[i]]

@@ -38,26 +38,42 @@ def known_config(study: Study, folder: Path | None) -> dict[str, Any] | None:
         raise UserError(f"{file}: not valid JSON ({error}).", "Give the folder of a whole model.") from None
 
 
-def check_context(study: Study, config: dict[str, Any]) -> None:
-    """Whether the longest prompt and the longest completion of the study go into the model together.
+def positions_of(config: dict[str, Any]) -> int | None:
+    """Tokens that a model of this config.json holds; None where it names no limit."""
+    # GPT-2's family says n_positions; models that see more than text keep their text part in a table of its own.
+    text = config.get("text_config", config)
+    return text.get("max_position_embeddings", text.get("n_positions"))
 
-    Args:
-        config: values of a config.json; where they name no number of positions, there is no limit.
+
+def check_context(study: Study, config: dict[str, Any]) -> None:
+    """Whether the longest prompt and the longest completion of training go into the model together.
+
+    Evaluation asks for UP TO so many tokens: an answer ends where the model's positions do.
 
     Raises:
         UserError: they do not.
     """
-    # GPT-2's family says n_positions; models that see more than text keep their text part in a table of its own.
-    text = config.get("text_config", config)
-    positions = text.get("max_position_embeddings", text.get("n_positions"))
-    if positions is None:
-        return
-    prompt = study.grpo.max_prompt_tokens
-    lengths = {"grpo": study.grpo.max_completion_tokens, "evaluation": study.evaluation.max_completion_tokens}
-    for table, completion in lengths.items():
-        if prompt + completion > positions:
-            raise UserError(
-                f"model.base: {study.model.base} has {positions:,} positions, but grpo.max_prompt_tokens {prompt:,} "
-                f"and {table}.max_completion_tokens {completion:,} are {prompt + completion:,} together.",
-                "Lower one of them, or choose a base model with a longer context.",
-            )
+    positions = positions_of(config)
+    prompt, completion = study.grpo.max_prompt_tokens, study.grpo.max_completion_tokens
+    if positions is not None and prompt + completion > positions:
+        raise UserError(
+            f"model.base: {study.model.base} has {positions:,} positions, but grpo.max_prompt_tokens {prompt:,} "
+            f"and grpo.max_completion_tokens {completion:,} are {prompt + completion:,} together.",
+            "Lower one of them, or choose a base model with a longer context.",
+        )
+
+
+def room_after(config: dict[str, Any], prompt: int, wanted: int) -> int:
+    """Tokens of an answer of up to `wanted` that fit behind a prompt of so many tokens.
+
+    Raises:
+        UserError: none.
+    """
+    positions = positions_of(config)
+    room = wanted if positions is None else min(wanted, positions - prompt)
+    if room < 1:
+        raise UserError(
+            f"A test question has {prompt:,} tokens, but the model has {positions:,} positions.",
+            "Choose a base model with a longer context, or leave features out of the records.",
+        )
+    return room

@@ -194,3 +194,19 @@ def test_the_first_box_is_the_answer(completion: str, count: int, index: int | N
 )
 def test_the_reasoning_ends_before_the_first_box(completion: str, reasoning: str) -> None:
     assert before_box(completion) == reasoning
+
+
+def test_an_answer_ends_where_the_models_positions_do(policy: Policy, questions: pl.DataFrame) -> None:
+    """A limit of more tokens than the model has changes nothing before its end; positions are not run over."""
+    some = questions.head(3)
+    prompts = [policy.prompt_text(s, p) for s, p in some.select("system", "prompt").iter_rows()]
+    longest = max(len(ids) for ids in policy.encode(prompts))
+    config = policy.model.config
+    before = config.max_position_embeddings
+    cue = len(policy.encode([policy.answer_cue])[0])
+    config.max_position_embeddings = longest + cue + 2
+    try:
+        cut = answer(policy, some, Evaluation(max_completion_tokens=8192))
+    finally:
+        config.max_position_embeddings = before
+    assert_frame_equal(cut, answer(policy, some, Evaluation(max_completion_tokens=2)))

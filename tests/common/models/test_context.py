@@ -8,7 +8,7 @@ import pytest
 from transformers import GPT2Config, Phi3Config
 
 from common.errors import UserError
-from common.models.context import KNOWN, check_context, known_config
+from common.models.context import KNOWN, check_context, known_config, room_after
 from common.models.policy import load_policy
 from common.models.shape import read_config
 from common.study import Study, parse_study
@@ -41,14 +41,17 @@ Make = Callable[..., Study]
     ],
 )
 def test_the_longest_prompt_and_completion_go_in_together(study: Make, config: dict[str, Any]) -> None:
-    check_context(study(40, 10, 10), config)
-    for lengths, table in (((40, 11, 1), "grpo"), ((40, 1, 11), "evaluation")):
-        with pytest.raises(UserError, match=f"50 positions, .* 40 and {table}.max_.* 11 are 51 together"):
-            check_context(study(*lengths), config)
+    check_context(study(40, 10, 11), config)
+    with pytest.raises(UserError, match="50 positions, .* 40 and grpo.max_.* 11 are 51 together"):
+        check_context(study(40, 11, 1), config)
+    assert [room_after(config, prompt, 8) for prompt in (1, 42, 43, 49)] == [8, 8, 7, 1]
+    with pytest.raises(UserError, match="has 50 tokens, but the model has 50 positions"):
+        room_after(config, 50, 8)
 
 
 def test_a_model_without_positions_has_no_limit(study: Make) -> None:
     check_context(study(10**6, 1, 1), {"model_type": "mamba"})
+    assert room_after({"model_type": "mamba"}, 10**6, 8) == 8
 
 
 def test_the_model_is_refused_before_its_weights_are_read(study: Make, tiny_model: Path, tmp_path: Path) -> None:
