@@ -76,6 +76,12 @@ def print_needs(study: Study, name: str, gpus: int, utilisation: float, config: 
     )
     for line in lines:
         console.print(line, soft_wrap=True)
+    if study.grpo.prompts_per_step % gpus:
+        console.print(
+            f"{gpus} processes cannot start: each takes whole groups, so their number must divide "
+            f"grpo.prompts_per_step {study.grpo.prompts_per_step} (without federation, times the number of sites).",
+            soft_wrap=True,
+        )
 
 
 @app.command("codebook-diff")

@@ -52,6 +52,13 @@ def test_plan_refuses_lengths_that_the_model_cannot_hold(study_file: Path) -> No
     assert "2,048 positions" in done.stderr and "SHA-256" not in done.stdout
 
 
+def test_plan_says_which_number_of_processes_cannot_start(study_file: Path) -> None:
+    for gpus, cannot in (("3", True), ("2", False)):
+        done = wardround("plan", study_file, "--gpu", "a100-80gb", "--gpus", gpus)
+        assert done.returncode == 0 and "Memory, estimated" in done.stdout
+        assert (f"{gpus} processes cannot start" in done.stdout) == cannot
+
+
 def changed(path: Path, old: str, new: str) -> Path:
     text = path.read_text()
     assert old in text
