@@ -42,6 +42,9 @@ def plan(
         check_context(resolved, found)
     console.print(resolved.to_toml(), markup=False, soft_wrap=True)
     console.print(f"SHA-256 {resolved.hash}", soft_wrap=True)
+    if resolved.privacy is not None:
+        epsilon = resolved.privacy.epsilon(resolved.total_steps)
+        console.print(f"privacy: epsilon {epsilon:.3f} at delta {resolved.privacy.delta:g} for each patient of a site")
     if gpu:
         print_needs(resolved, gpu, gpus, utilisation, config)
 

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from common.questions.codebook_file import to_toml
+from common.registry.config import read_registry_config
+from common.registry.registry import load_registry
 from common.study import Study, parse_study
+from common.tasks.site_questions import own_codebook
 
 REGISTRY = Path(__file__).parents[2] / "site_configs" / "synthetic" / "_registry.toml"
 SITES = {"a": 120, "b": 90, "elsewhere": 60}
@@ -40,3 +44,12 @@ def small_study(small_sites: Path, tiny_model: Path) -> Callable[..., Study]:
         return parse_study(values | tables, "test")
 
     return make
+
+
+@pytest.fixture
+def public_codebook(small_study: Callable[..., Study], small_sites: Path, tmp_path: Path) -> dict[str, str]:
+    """A codebook file made from the hospital that takes no part, as keys of a study's `[questions]`."""
+    codebook = own_codebook(load_registry(read_registry_config(small_sites / "elsewhere.toml")), small_study())
+    path = tmp_path / "codebook.toml"
+    path.write_text(to_toml(codebook))
+    return {"codebook": str(path), "codebook_sha256": codebook.hash}

@@ -59,6 +59,23 @@ def test_plan_says_which_number_of_processes_cannot_start(study_file: Path) -> N
         assert (f"{gpus} processes cannot start" in done.stdout) == cannot
 
 
+def test_plan_says_what_a_private_study_costs(
+    small_study: Callable[..., Study], public_codebook: dict[str, str], tmp_path: Path
+) -> None:
+    cost = {"clip": 1.0, "noise_multiplier": 1.0, "sample_rate": 0.02, "patients_per_step": 8, "accountant": "rdp"}
+    private = small_study(
+        questions=public_codebook,
+        rounds={"rounds": 3, "local_steps": 5, "validation_patients": 0},
+        privacy=cost,
+    )
+    assert private.privacy is not None
+    path = tmp_path / "private.toml"
+    path.write_text(private.to_toml())
+    done = wardround("plan", path)
+    assert done.returncode == 0, done.stderr
+    assert f"epsilon {private.privacy.epsilon(15):.3f} at delta 1e-05" in done.stdout
+
+
 def changed(path: Path, old: str, new: str) -> Path:
     text = path.read_text()
     assert old in text

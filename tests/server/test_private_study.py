@@ -9,11 +9,7 @@ import pytest
 import torch
 
 from common.models.policy import load_policy, trainable_state
-from common.questions.codebook_file import to_toml
-from common.registry.config import read_registry_config
-from common.registry.registry import load_registry
 from common.study import Study
-from common.tasks.site_questions import own_codebook
 from server.gathering import RoundFailed
 from server.round_store import RoundStore
 from server.rounds import run_rounds
@@ -24,14 +20,10 @@ PRIVACY = {"clip": 0.5, "noise_multiplier": 1.0, "sample_rate": 0.1, "patients_p
 
 
 @pytest.fixture
-def study(small_study: Callable[..., Study], small_sites: Path, tmp_path: Path) -> Study:
+def study(small_study: Callable[..., Study], public_codebook: dict[str, str]) -> Study:
     """With a codebook that was made elsewhere."""
-    elsewhere = load_registry(read_registry_config(small_sites / "elsewhere.toml"))
-    codebook = own_codebook(elsewhere, small_study())
-    path = tmp_path / "codebook.toml"
-    path.write_text(to_toml(codebook))
     return small_study(
-        questions={"ask": ["category"], "per_patient": 2, "codebook": str(path), "codebook_sha256": codebook.hash},
+        questions={"ask": ["category"], "per_patient": 2, **public_codebook},
         grpo={"group_size": 2, "max_completion_tokens": 4, "learning_rate": 1e-2, "loss_type": "dr_grpo"},
         rounds={"rounds": 2, "local_steps": 2, "validation_patients": 0, "deadline_s": 300},
         update={"steps": ["difference"]},
