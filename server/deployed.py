@@ -17,6 +17,8 @@ from server.run_folder import RunFolder, read_events, write_json
 
 POLL_S = 2.0
 FINISHED = "finished:completed"
+AWAY_S = 300.0
+"""A SuperLink that ended is started again by `wardround serve`, and its runs go on: for so long it may be away."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,22 @@ def status(coordinator: Coordinator, flower_run: str) -> tuple[str, str]:
     return str(rows[0]["status"]), str(rows[0]["status-details"])
 
 
+def status_in_time(coordinator: Coordinator, flower_run: str) -> tuple[str, str]:
+    """`status`, from a SuperLink that may be away for a while.
+
+    Raises:
+        UserError: it stays away.
+    """
+    end = time.monotonic() + AWAY_S
+    while True:
+        try:
+            return status(coordinator, flower_run)
+        except UserError:
+            if time.monotonic() >= end:
+                raise
+        time.sleep(POLL_S)
+
+
 def submit(coordinator: Coordinator, run: RunFolder, model: Path | str) -> Submitted:
     """Start the run's study on the coordinator; a run that was begun goes on from its last finished round.
 
@@ -107,11 +125,11 @@ def follow(submitted: Submitted, say: Callable[[dict[str, Any]], None]) -> None:
     """Wait for the run's end and pass on each new event of its log.
 
     Raises:
-        UserError: the run failed or was stopped; finished rounds are kept.
+        UserError: the run failed or was stopped, or the SuperLink stays away; finished rounds are kept.
     """
     seen = len(list(read_events(submitted.run.events)))
     while True:
-        word, details = status(submitted.coordinator, submitted.flower_run)
+        word, details = status_in_time(submitted.coordinator, submitted.flower_run)
         for event in events_after(submitted.run, seen):
             say(event)
             seen += 1

@@ -14,8 +14,8 @@ from common.processes import Process, flower_environment, installed_command
 from server.bulk_settings import read_bulk_settings
 from server.coordinator import Coordinator
 
-START_S = 60.0
-"""How long the SuperLink may take to answer: it imports for about 5 s on an idle machine."""
+START_S = 180.0
+"""How long the SuperLink may take to answer: it imports for about 5 s where nothing else runs."""
 
 
 class Serving:

@@ -19,7 +19,7 @@ from server.exchange import Counts, figures
 from server.mailbox import Mailbox
 from server.run_folder import EventLog
 
-DESCRIBE_S = 60.0
+DESCRIBE_S = 120.0
 """How long connected nodes may take to say their names, and named sites to appear."""
 
 

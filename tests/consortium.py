@@ -1,0 +1,145 @@
+"""A coordinator and two hospitals on this machine, each a process of its own, by the commands that operators type."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from common.address import free_port
+from common.processes import Process
+from common.study import Study, parse_study, read_study
+from server.coordinator import Coordinator, site_states
+from server.round_store import Checkpoint, RoundStore
+from server.simulation import simulate_federated
+
+COMMANDS = Path(sys.executable).parent
+SITES = ("synthetic-north", "synthetic-south")
+
+
+def command(name: str, *arguments: object) -> list[str]:
+    return [str(COMMANDS / name), *map(str, arguments)]
+
+
+def do(name: str, *arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(name, *arguments), cwd=folder, capture_output=True, text=True, timeout=900, check=False
+    )
+
+
+def done(name: str, *arguments: object, folder: Path) -> str:
+    outcome = do(name, *arguments, folder=folder)
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    return outcome.stdout
+
+
+class Consortium:
+    """Everything of it in one folder: `coordinator/`, `NAME/` for each site, `study.toml`, `model/`."""
+
+    def __init__(self, folder: Path, study: Path, model: Path) -> None:
+        self.folder, self.study, self.model = folder, study, model
+        self.port, self.bulk_port = free_port(), free_port()
+        self.coordinator = Coordinator(folder / "coordinator")
+        self.stack = ExitStack()
+
+    def start(self, name: str, *line: str) -> Process:
+        log = self.folder / "logs" / f"{name}.log"
+        return self.stack.enter_context(Process(list(line), log, dict(os.environ), self.folder))
+
+    def make(self) -> None:
+        done("wardround", "certs", "make", "coordinator", "--host", "localhost", folder=self.folder)
+        for site in SITES:
+            done("wardround-site", "keygen", site, folder=self.folder)
+            done("wardround", "sites", "add", "coordinator", site, f"{site}/site.pub", folder=self.folder)
+            done("wardround-site", "approve", self.study, "--site", f"sites/{site}.toml", "--yes", folder=self.folder)
+
+    def serve(self) -> Process:
+        ports = ("--port", self.port, "--bulk-port", self.bulk_port)
+        return self.start("serve", *command("wardround", "serve", "coordinator", *ports))
+
+    def join_line(self, site: str, key: Path, *options: object) -> list[str]:
+        where = f"localhost:{self.port}"
+        state = self.folder / site / "state"
+        given = ("--coordinator", where, "--bulk", f"localhost:{self.bulk_port}",
+                 "--ca", "coordinator/certs/ca.pem", "--key", key, "--state", state)  # fmt: skip
+        return command("wardround-site", "join", f"sites/{site}.toml", *given, *options)
+
+    def join(self, site: str) -> Process:
+        return self.start(site, *self.join_line(site, Path(site) / "site.key"))
+
+    def wait_for(self, text: str, name: str, timeout_s: float = 240.0) -> None:
+        log = self.folder / "logs" / f"{name}.log"
+        end = time.monotonic() + timeout_s
+        while text not in log.read_text():
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.2)
+
+    def flower_process(self, name: str, home: Path) -> psutil.Process:
+        """The process of that name among those that have this folder for Flower's own."""
+        for process in psutil.process_iter(["cmdline", "environ"]):
+            line, environment = process.info["cmdline"] or [], process.info["environ"] or {}
+            if any(Path(part).name == name for part in line) and environment.get("FLWR_HOME") == str(home):
+                return process
+        raise AssertionError(f"there is no {name} in {home}")
+
+    def at_coordinator(self, name: str) -> psutil.Process:
+        return self.flower_process(name, self.coordinator.flower)
+
+    def at_site(self, site: str, name: str) -> psutil.Process:
+        return self.flower_process(name, self.folder / site / "state" / "flower")
+
+    def node_log(self, site: str) -> str:
+        """Of the site's present node: each start begins a new one."""
+        log = self.folder / site / "state" / "logs" / "node.log"
+        return log.read_text() if log.exists() else ""
+
+    def wait_online(self, timeout_s: float = 240.0) -> None:
+        end = time.monotonic() + timeout_s
+        while (states := site_states(self.coordinator)) != dict.fromkeys(SITES, "online"):
+            assert time.monotonic() < end, states
+            time.sleep(0.5)
+
+
+@contextmanager
+def running_consortium(folder: Path, values: dict[str, Any], model: Path) -> Iterator[Consortium]:
+    """Coordinator and sites, online.
+
+    Args:
+        values: of the study, without its sites.
+    """
+    shipped = Path(__file__).parent.parent / "site_configs" / "synthetic"
+    (folder / "sites").mkdir()
+    for site in SITES:
+        (folder / "sites" / f"{site}.toml").write_text(f'extends = "{shipped / site}.toml"\n')
+    study = folder / "study.toml"
+    named = {**values, "sites": {"train": SITES, "public": ["synthetic-public"]}}
+    study.write_text(parse_study({**named, "simulation": {"site_configs": "sites"}}, "test").to_toml())
+    made = Consortium(folder, study, model)
+    with made.stack:
+        made.make()
+        made.serve()
+        made.wait_for("Ready.", "serve")
+        for site in SITES:
+            made.join(site)
+        made.wait_online()
+        yield made
+
+
+def last_round(arm: Path) -> Checkpoint:
+    checkpoint = RoundStore(arm).latest()
+    assert checkpoint is not None
+    return checkpoint
+
+
+def simulated(consortium: Consortium, folder: Path, file: Path) -> Checkpoint:
+    """The last round of the study in this file, played in one process."""
+    study: Study = read_study(file)
+    study_file = folder / "study.toml"
+    study_file.write_text(study.to_toml())
+    simulate_federated(study_file, study, "simulated", consortium.model, folder / "arm", folder / "events.jsonl")
+    return last_round(folder / "arm")
