@@ -66,8 +66,3 @@ def normals(key: bytes, count: int) -> np.ndarray:
     """[count] float64, standard normal."""
     radius, angle = uniforms(key, 8 * count).reshape(2, 4, count)
     return (np.sqrt(-2.0 * np.log(radius)) * np.cos(2.0 * np.pi * angle)).sum(axis=0) / 2.0
-
-
-def drawn(key: bytes, count: int, rate: float) -> np.ndarray:
-    """Poisson sampling: indices of those of `count` that are drawn, each on its own with probability `rate`."""
-    return np.flatnonzero(uniforms(key, count) < rate)

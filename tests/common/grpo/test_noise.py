@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
-from common.grpo.noise import KEY_NAME, SECRET, derived_key, drawn, normals, site_secret, uniforms, write_secret
+from common.grpo.noise import KEY_NAME, SECRET, derived_key, normals, site_secret, uniforms, write_secret
 
 KEY = derived_key(b"s" * SECRET, "test")
 
@@ -23,11 +23,11 @@ def test_uniform_numbers_are_uniform_and_never_0_or_1() -> None:
 
 
 def test_each_patient_is_drawn_with_the_stated_probability() -> None:
-    times = np.zeros(200)
-    for step in range(500):
-        times[drawn(derived_key(b"s" * SECRET, step), 200, 0.1)] += 1
+    """As PatientTrainer draws: by the first uniform number of a key for each patient and step."""
+    draws = np.array([[uniforms(derived_key(b"s" * SECRET, t, p), 3)[0] < 0.1 for p in range(50)] for t in range(300)])
+    times = draws.sum(axis=0)
     assert chisquare(times).pvalue > 1e-3
-    assert abs(times.mean() / 500 - 0.1) < 4 * np.sqrt(0.1 * 0.9 / (200 * 500))
+    assert abs(draws.mean() - 0.1) < 4 * np.sqrt(0.1 * 0.9 / draws.size)
 
 
 @given(
