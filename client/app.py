@@ -27,7 +27,6 @@ from collections.abc import Callable
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from client.disk import only_one
 from client.egress import REFUSALS, Asked, answer
 from client.inbox import announced, take_download, take_shard
 from client.messages import (
@@ -48,6 +47,7 @@ from client.policy import SITE_CONFIGURATION
 from client.replies import Acknowledged, Described, Handed, Reply, Uploaded
 from client.site import Site, site_of
 from common.errors import UserError
+from common.lock import only_one
 
 app = ClientApp()
 

@@ -1,9 +1,7 @@
-"""Files that are whole or not there, and work that one process does at a time."""
+"""Files that are whole or not there."""
 
-import fcntl
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -15,15 +13,3 @@ def write(path: Path, fill: Callable[[Path], object]) -> None:
     with part.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(part, path)
-
-
-@contextmanager
-def only_one(lock: Path) -> Iterator[None]:
-    """Wait until no other process holds this file, and hold it; a process that ends lets go of it.
-
-    A message may come twice, and a process that works for a run which was given up may still be there.
-    """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -8,12 +8,12 @@ from pathlib import Path
 from flwr.app import Message
 
 from client.bulk import Channel, download
-from client.disk import only_one
 from client.messages import config, count
 from client.policy import BAD_MODEL, BAD_REQUEST, Refusal
 from client.replies import Held
 from common.bulk.opening import Transfer
-from common.transfer.incoming import Incoming
+from common.lock import only_one
+from common.transfer.incoming import append_shard
 from common.transfer.manifest import BadPayload, Manifest, manifest_from
 from common.transfer.records import SHARD, shard_in
 
@@ -73,16 +73,12 @@ def take_shard(run: Path, message: Message) -> Held:
     """
     manifest = announced(message)
     place = payload_place(run, manifest.sha256)
-    place.parent.mkdir(parents=True, exist_ok=True)
     with only_one(inbox(run) / "lock"):
         if place.exists():
             return Held(len(manifest.shards))
+        number = number_of(message)
         try:
-            with Incoming(place, manifest) as incoming:
-                if number_of(message) == incoming.shards:
-                    incoming.add_shard(shard_in(message.content))
-                if incoming.complete:
-                    incoming.finish()
-                return Held(incoming.shards)
+            data = b"" if number is None else shard_in(message.content)
+            return Held(append_shard(place, manifest, number, data))
         except BadPayload:
             raise Refusal(BAD_MODEL) from None

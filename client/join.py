@@ -10,8 +10,6 @@ on loopback only, for the executor, which proves itself with a secret.
       logs/
 """
 
-import fcntl
-import os
 import re
 import secrets
 import stat
@@ -27,6 +25,7 @@ from client.site import read_site
 from common.address import Address, answers, free_port
 from common.errors import UserError
 from common.keys import write_private
+from common.lock import Held, only_one
 from common.processes import Process, flower_environment, installed_command
 
 SETTLED_S = 60.0
@@ -72,21 +71,17 @@ def check(joining: Joining) -> str:
 
 
 @contextmanager
-def only_one(state: Path) -> Iterator[None]:
+def only_node(state: Path) -> Iterator[None]:
     """Hold the site's folder: two nodes with one key would each cut the other off.
 
     Raises:
         UserError: another process holds it.
     """
-    state.mkdir(parents=True, exist_ok=True)
-    handle = os.open(state / "join.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
+        with only_one(state / "join.lock", 0.0):
+            yield
+    except Held:
         raise UserError(f"{state}: this site has joined already.", "Stop the other process first.") from None
-    finally:
-        os.close(handle)
 
 
 class Node:
@@ -172,7 +167,7 @@ def join(joining: Joining, say: Callable[[str], None], attempts: int | None = No
     """
     name = check(joining)
     tried, pause = 0, 1.0
-    with only_one(joining.state):
+    with only_node(joining.state):
         while True:
             (joining.state / "logs" / "node.log").unlink(missing_ok=True)  # `reason` reads this attempt's alone
             say(f"{name}: connecting to {joining.coordinator}")

@@ -37,5 +37,6 @@ def main(grid: Grid, context: Context) -> None:
     store = RoundStore(Path(str(config["arm-dir"])))
     run, folder = str(config["run"]), str(config["coordinator"])
     bulk = bulk_route(folder, log)
-    with listening(Coordinator(Path(folder)).progress, run, log) if folder else nullcontext():
+    heard = listening(Coordinator(Path(folder)).progress, run, log) if folder else nullcontext()
+    with store.alone(), heard:
         run_rounds(grid, study, run, Path(str(config["model"])), store, log, bulk)

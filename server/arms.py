@@ -4,18 +4,15 @@ Order of work, in worker processes: the questions of each seed and the base mode
 the longest first; then the results and the report.
 """
 
-import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from common.errors import UserError
 from common.evaluation.scoring import right
 from common.registry.config import read_registry_config
 from common.study import Study
@@ -26,23 +23,6 @@ from server.workers import Job, Workers
 MODEL_ARMS = ("base", "local", "federated", "centralized")
 ARMS = (*MODEL_ARMS, "yardsticks")
 MOST_EXAMPLES = 6
-
-
-@contextmanager
-def only_one(folder: RunFolder) -> Iterator[None]:
-    """Hold the run folder, so that no second process works in it.
-
-    Raises:
-        UserError: another process does.
-    """
-    with (folder.path / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder.path}: another process is at work on this run.", "Wait for it, or stop it first."
-            ) from None
-        yield
 
 
 def prepare(folder: RunFolder, seeds: list[int]) -> None:
@@ -145,7 +125,7 @@ def run_arms(folder: RunFolder, cache: Path, tick: Callable[[list[Job]], None]) 
     """
     from server.report.report import write_report
 
-    with only_one(folder):
+    with folder.alone():
         study, about = folder.study(), folder.about()
         seeds, arms = about["seeds"], about["arms"]
         log = folder.log()

@@ -56,7 +56,7 @@ def print_needs(study: Study, name: str, gpus: int, utilisation: float, config: 
         UserError: an unknown GPU, or a base model whose shape is not known or whose context is too short.
     """
     from common.models.shape import read_config, shape_of
-    from server.plan import GPUS, SHARDINGS, load_of, memory, round_bytes, step_seconds
+    from server.plan import GPUS, SHARDINGS, load_of, memory, step_seconds
 
     if name not in GPUS:
         raise UserError(f"--gpu {name}: this GPU is not known.", f"Choose from {', '.join(GPUS)}.")
@@ -75,7 +75,8 @@ def print_needs(study: Study, name: str, gpus: int, utilisation: float, config: 
         f"step        {step:.0f} s at most: generating {seconds['generating']:.0f} s, learning "
         f"{seconds['learning']:.0f} s, at {100 * utilisation:.0f} % utilisation, without communication",
         f"run         {step * study.total_steps / 86400:.1f} days for {study.total_steps:,} steps",
-        f"a round     {round_bytes(study, shape) / 1e9:.2f} GB to each site; back as much, or what update.steps leave",
+        f"a round     {shape.down_bytes / 1e9:.3g} GB to each site at most, less where it has the round's before; "
+        f"{shape.up_bytes / 1e9:.3g} GB back, or what update.steps leave of it",
     )
     for line in lines:
         console.print(line, soft_wrap=True)

@@ -101,6 +101,27 @@ def status_in_time(coordinator: Coordinator, flower_run: str) -> tuple[str, str]
         time.sleep(POLL_S)
 
 
+def stop_earlier(coordinator: Coordinator, run: RunFolder) -> list[str]:
+    """Stop what of this run still runs on the coordinator; returns Flower's ids of it.
+
+    A run of Flower's goes on without the command that submitted it, which may have been killed. Two apps that lead the
+    same rounds would write over each other's files.
+
+    Raises:
+        UserError: no coordinator is running.
+    """
+    submitted = {event["flower_run"] for event in read_events(run.events) if event["event"] == "submitted"}
+    if not submitted:
+        return []
+    rows = flower(coordinator, "list", CONNECTION)["runs"]
+    living = [row["run-id"] for row in rows if not row["status"].startswith("finished")]
+    stopped = sorted(submitted.intersection(living))
+    for flower_run in stopped:
+        Submitted(coordinator, flower_run, run).stop()
+        run.log().write("stopped", flower_run=flower_run)
+    return stopped
+
+
 def submit(coordinator: Coordinator, run: RunFolder, model: Path | str) -> Submitted:
     """Start the run's study on the coordinator; a run that was begun goes on from its last finished round.
 

@@ -1,4 +1,4 @@
-"""What a study needs of GPUs: memory by its parts, time and traffic. Estimates from shapes; nothing is run."""
+"""What a study needs of GPUs: memory by its parts, and time. Estimates from shapes; nothing is run."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -144,8 +144,3 @@ def step_seconds(study: Study, shape: Shape, gpu: Gpu, gpus: int, utilisation: f
         "generating": prompts / rate + max(answers_cost / rate, read / (utilisation * gpu.bandwidth * 1e9)),
         "learning": passes * (prompts + answers_cost) / rate,
     }
-
-
-def round_bytes(study: Study, shape: Shape) -> int:
-    """Bytes of what is trained: sent to each site in a round, and back where `update.steps` makes it no smaller."""
-    return shape.base_bytes if study.model.trainable == "all" else 4 * shape.trainable

@@ -4,6 +4,8 @@ A round is finished when its `round-0007.json` has its name; it is written last.
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,13 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
+from common.lock import Held, only_one
 from common.update.tensors import State, sha256
 from server.run_folder import read_json, write_atomic, write_json
+
+LEAVING_S = 120.0
+"""How long a coordinator's app that was stopped may take to end: it hears of it by its next message, or by Flower's
+heartbeat after half a minute, and one tensor of a fold may be under way."""
 
 
 def write_state(path: Path, state: State) -> None:
@@ -44,6 +51,22 @@ class RoundStore:
     """Checkpoints of one arm, and what arrived for the round under way."""
 
     folder: Path
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Lead this arm's rounds, as soon as no other process does.
+
+        Raises:
+            UserError: another goes on leading them.
+        """
+        try:
+            with only_one(self.folder / ".lock", LEAVING_S):
+                yield
+        except Held:
+            raise UserError(
+                f"{self.folder}: another coordinator's app leads the rounds of this run.",
+                "Stop it with `flwr stop`, or stop `wardround serve`; then go on with `wardround run --resume`.",
+            ) from None
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Make a round durable; the JSON file, written last, is what makes it count."""

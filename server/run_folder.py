@@ -20,6 +20,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,7 @@ from typing import Any
 
 from common.disk import named_disk_faults
 from common.errors import UserError
+from common.lock import Held, only_one
 from common.study import Study, read_study, with_codebook_file
 
 FREE_BYTES = 512 * 1024 * 1024
@@ -161,6 +163,21 @@ class RunFolder:
     def arm(self, seed: int, arm: str, site: str = "") -> Path:
         folder = self.seed(seed) / arm
         return folder / site if site else folder
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the folder, so that no second command works on the run.
+
+        Raises:
+            UserError: another process does.
+        """
+        try:
+            with only_one(self.path / ".lock", 0.0):
+                yield
+        except Held:
+            raise UserError(
+                f"{self.path}: another process is at work on this run.", "Wait for it, or stop it first."
+            ) from None
 
 
 def versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from common.address import Address
 from common.errors import UserError
 from common.study import read_study
 from server.coordinator import Coordinator, add_site, prepare, register_sites, site_states
+from server.run_folder import RunFolder, create_run, reopen_run
 
 app = typer.Typer(pretty_exceptions_enable=False)
 certs_app = typer.Typer(help="Certificates for a test consortium.", no_args_is_help=True)
@@ -148,10 +149,6 @@ def run(
     """Run a study on the coordinator that `wardround serve` started on this machine, and wait for its end."""
     from platformdirs import user_cache_path
 
-    from server.deployed import follow, ready_model, submit
-    from server.report.report import write_report
-    from server.run_folder import create_run, reopen_run
-
     coordinator = coordinator_in(folder)
     if (study_file is None) == (resume is None):
         raise UserError(
@@ -173,8 +170,18 @@ def run(
         place = create_run(runs, study, [study.seed], ["federated"], time.time())
     console.print(f"Study {study.name}, SHA-256 {study.hash}", soft_wrap=True)
     console.print(f"{study.rounds.rounds} rounds with {', '.join(study.sites.train)}", soft_wrap=True)
-    base = ready_model(place, model, cache or user_cache_path("wardround") / "models")
-    submitted = submit(coordinator, place, base)
+    with place.alone():
+        lead(coordinator, place, model, cache or user_cache_path("wardround") / "models")
+
+
+def lead(coordinator: Coordinator, place: RunFolder, model: Path | None, cache: Path) -> None:
+    """Submit a run whose folder is held, wait for its end and write its report."""
+    from server.deployed import follow, ready_model, stop_earlier, submit
+    from server.report.report import write_report
+
+    for flower_run in stop_earlier(coordinator, place):
+        console.print(f"run {flower_run} of Flower's, which an earlier command began for this run, was stopped")
+    submitted = submit(coordinator, place, ready_model(place, model, cache))
     try:
         follow(submitted, tell)
     except KeyboardInterrupt:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from common.processes import Process
 from server.round_store import Checkpoint
 from server.run_folder import read_events, read_json
-from tests.consortium import SITES, Consortium, command, last_round, running_consortium, simulated
+from tests.consortium import SITES, Consortium, command, do, last_round, running_consortium, simulated
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -121,8 +122,21 @@ def test_sites_that_die_while_they_train_between_shards_and_while_they_answer(
     consortium.wait_online()
 
 
-def test_a_coordinator_that_dies_between_shards(consortium: Consortium, expected: Checkpoint) -> None:
+def test_a_command_that_dies_and_a_coordinator_that_dies_between_shards(
+    consortium: Consortium, expected: Checkpoint
+) -> None:
+    """The command's death leaves the coordinator's app alive: it is stopped before another leads the same rounds."""
     run = Run(consortium)
+    until(lambda: run.events("sites_asked"), "the first round")
+    second = do("wardround", "run", "--resume", run.folder, folder=consortium.folder)
+    assert second.returncode == 2 and "another process is at work on this run" in second.stderr
+    first = consortium.at_coordinator("flwr-serverapp")
+    run.process.child.kill()
+    run.process = run.start("run", "--resume", run.folder)
+    until(lambda: run.events("resumed"), "the second app's first round")
+    assert not first.is_running() or first.status() == psutil.STATUS_ZOMBIE
+    assert [event["flower_run"] for event in run.events("stopped")] == [run.events("submitted")[0]["flower_run"]]
+
     until(lambda: any(run.shard_came(site, 1) for site in SITES), "a shard")
     consortium.at_coordinator("flwr-serverapp").kill()
     offered = [event["site"] for event in run.events("update_offered")]
@@ -132,6 +146,7 @@ def test_a_coordinator_that_dies_between_shards(consortium: Consortium, expected
     assert same(run.end(), expected)
     again = [event["site"] for event in run.events("update_offered") if event["round"] == 1]
     assert all(again.count(site) == 1 for site in offered), "who had answered was not asked to train again"
+    assert len(run.events("submitted")) == 3 and len(run.events("stopped")) == 1
 
 
 def test_a_superlink_that_dies_while_sites_train(consortium: Consortium, expected: Checkpoint) -> None:

@@ -8,9 +8,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from common.errors import UserError
-from common.models.adapters import add_adapter
+from common.models.adapters import add_adapter, changing_names, trained_in_round
 from common.models.context import KNOWN, check_context
 from common.study import Study
+from common.update.tensors import State
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,10 @@ class Shape:
     adapter_bytes: int
     trainable: int
     """Numbers that are trained."""
+    down_bytes: int
+    """Of all that a run changes: the round's model, as a site gets it that has none before."""
+    up_bytes: int
+    """Of what a site trains in a round, in its own type; the larger of an odd and an even round."""
 
     @property
     def parameters(self) -> int:
@@ -70,4 +75,8 @@ def shape_of(study: Study, config: PreTrainedConfig) -> Shape:
         size = sum(p.nbytes for p in base.parameters())
         model = add_adapter(base, study.model, study.seed) if study.model.trainable == "lora" else base
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Shape(base, size, sum(p.nbytes for p in base.parameters()) - size, trained)
+    weights = dict(model.named_parameters())
+    changing: State = {name: weights[name] for name in changing_names(model, study.model)}
+    up = max(sum(p.nbytes for p in trained_in_round(study.model, number, changing).values()) for number in (1, 2))
+    adapter = sum(p.nbytes for p in base.parameters()) - size
+    return Shape(base, size, adapter, trained, sum(p.nbytes for p in changing.values()), up)

@@ -5,6 +5,8 @@ of it: the next one reads it through and goes on at the byte where it ends, or a
 not whole on the disk. Bytes that come are hashed once, into the whole's hash; shards are looked at where that does not
 fit in the end.
 
+A process that takes in one shard and ends does not read through what came before: `append_shard`.
+
 Only the standard library is imported here, as in `manifest.py`.
 """
 
@@ -13,9 +15,14 @@ import os
 from bisect import bisect_right
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import BinaryIO, NoReturn, Self
 
 from common.transfer.manifest import BadPayload, Manifest, check_shard, pieces
+
+
+def part_of(place: Path, manifest: Manifest) -> Path:
+    """Where a payload's bytes lie until it is whole."""
+    return place.with_name(f".{place.name}.{manifest.sha256}.part")
 
 
 class Incoming:
@@ -27,7 +34,7 @@ class Incoming:
 
     def __init__(self, place: Path, manifest: Manifest) -> None:
         self.place, self.manifest = place, manifest
-        self.part = place.with_name(f".{place.name}.{manifest.sha256}.part")
+        self.part = part_of(place, manifest)
         place.parent.mkdir(parents=True, exist_ok=True)
         self.file = self.part.open("r+b" if self.part.exists() else "w+b")
         # A machine that lost power may have a whole length without its bytes.
@@ -118,3 +125,47 @@ class Incoming:
             raise BadPayload("the payload does not have its manifest's hash")
         self.go_to(good)
         raise BadPayload(f"the bytes of shard {self.shards} are not those of the manifest")
+
+
+def append_shard(place: Path, manifest: Manifest, number: int | None, data: bytes) -> int:
+    """Append a shard where it is the next one; returns how many are here, all of them once the file has its name.
+
+    Each shard is on the disk before the next one is taken, so that only the last can have been cut short: no other is
+    read again until the payload is complete, when all of it is.
+
+    Args:
+        number: of the shard; None where there is none, and what is here is only counted.
+
+    Raises:
+        BadPayload: it is not that shard; or the whole does not have its hash, and nothing of it is kept.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = part_of(place, manifest)
+    with part.open("r+b" if part.exists() else "w+b") as file:
+        here = shards_in(file, manifest)
+        if number == here < len(manifest.shards):
+            check_shard(manifest, here, data)
+            file.truncate(manifest.offsets[here])
+            file.seek(manifest.offsets[here])
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            here += 1
+    if here == len(manifest.shards):
+        with Incoming(place, manifest) as incoming:
+            if incoming.complete:
+                incoming.finish()
+            here = incoming.shards
+    return here
+
+
+def shards_in(file: BinaryIO, manifest: Manifest) -> int:
+    """How many whole shards lie in a file of `append_shard`; the last of them is read, and not counted if damaged."""
+    here = bisect_right(manifest.offsets, os.fstat(file.fileno()).st_size) - 1
+    if here == 0:
+        return 0
+    found, last = hashlib.sha256(), manifest.shards[here - 1]
+    file.seek(manifest.offsets[here - 1])
+    for data in pieces(file, last.size):
+        found.update(data)
+    return here if found.hexdigest() == last.sha256 else here - 1

@@ -18,7 +18,7 @@ import tomli_w
 from flwr.app import Context, RecordDict
 
 from client.cli import main
-from client.join import Joining, Node, check, only_one
+from client.join import Joining, Node, check, only_node
 from client.site import BulkEnd, site_of
 from common.address import Address, free_port
 from common.errors import UserError
@@ -182,10 +182,10 @@ def test_a_missing_file_is_named(joining: Joining) -> None:
 
 
 def test_a_folder_has_one_node(joining: Joining) -> None:
-    with only_one(joining.state):
-        with pytest.raises(UserError, match="has joined already"), only_one(joining.state):
+    with only_node(joining.state):
+        with pytest.raises(UserError, match="has joined already"), only_node(joining.state):
             pass
-    with only_one(joining.state):
+    with only_node(joining.state):
         pass  # it is free again
 
 

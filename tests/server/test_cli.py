@@ -217,3 +217,13 @@ def test_status_tells_a_finished_run_from_one_that_only_has_a_report(study_file:
     assert looked.returncode == 0 and looked.stdout.endswith("not finished\n")
     run.log().write("run_finished")
     assert wardround("status", run.path).stdout.splitlines()[-1] == "finished"
+
+
+@pytest.mark.parametrize("command", ["simulate", "run"])
+def test_a_run_that_another_process_works_on_is_refused(
+    command: str, small_study: Callable[..., Study], tmp_path: Path
+) -> None:
+    run = create_run(tmp_path / "runs", small_study(), [1], ["base"], started=0.0)
+    with run.alone():
+        done = wardround_process(command, "--resume", run.path)
+    assert done.returncode == 2 and "another process is at work on this run" in done.stderr

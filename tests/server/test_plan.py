@@ -15,7 +15,8 @@ from common.errors import UserError
 from common.grpo.local import LocalTrainer
 from common.grpo.logps import completion_logps
 from common.grpo.prefix import read_prompts
-from common.models.policy import load_policy, trainable_parameters
+from common.models.adapters import trained_in_round
+from common.models.policy import load_policy, trainable_parameters, trainable_state
 from common.models.shape import read_config, shape_of
 from common.study import Study, read_study
 from server.cli import print_needs
@@ -48,6 +49,19 @@ def test_state_is_as_large_as_planned(
     # The masters' residual is a float32 for each that is rounded.
     assert plan["float32 masters"] == sum(t.nbytes for name, t in kept.items() if name.startswith("residual/"))
     assert plan["reference"] == (plan["weights"] if trainable == "all" else 0)
+
+
+@pytest.mark.parametrize("average", ["frozen-a", "alternating", "residual", "separate", None])
+def test_what_travels_is_as_large_as_planned(
+    small_study: Callable[..., Study], tiny_model: Path, average: str | None
+) -> None:
+    lora = {"trainable": "all"} if average is None else {"trainable": "lora", "lora": {"average": average}}
+    study = small_study(model={"base": str(tiny_model), **lora})
+    shape, model = shape_of(study, read_config(study, None)), trainable_state(load_policy(study, tiny_model))
+    assert shape.down_bytes == sum(tensor.nbytes for tensor in model.values())
+    sent = [sum(t.nbytes for t in trained_in_round(study.model, number, model).values()) for number in (1, 2)]
+    assert shape.up_bytes == max(sent)
+    assert (sent[0] != sent[1]) == (average == "alternating")
 
 
 def some_questions() -> pl.DataFrame:

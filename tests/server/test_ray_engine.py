@@ -27,11 +27,15 @@ def written(values: dict[str, Any], folder: Path) -> tuple[Path, Study]:
     return study_file, read_study(study_file)
 
 
-def engines() -> set[int]:
-    """Processes of Flower's SuperLink and of Ray on this machine."""
-    names = {"flower-superlink", "flower-superexec", "flwr-simulation", "raylet", "gcs_server"}
-    found = psutil.process_iter(["cmdline"])
-    return {process.pid for process in found if names & {Path(part).name for part in process.info["cmdline"] or ()}}
+ENGINES = {"flower-superlink", "flower-superexec", "flwr-simulation", "raylet", "gcs_server"}
+
+
+def is_engine(process: psutil.Process) -> bool:
+    """Whether it is one of Flower's SuperLink or of Ray, and still runs."""
+    try:
+        return not ENGINES.isdisjoint(Path(part).name for part in process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False
 
 
 def test_ray_gives_the_in_process_simulations_model(
@@ -44,12 +48,12 @@ def test_ray_gives_the_in_process_simulations_model(
         "simulation": {"site_configs": str(SHIPPED), "workers": 2},
     }
     study_file, study = written(values, tmp_path)
-    before, during = engines(), set[int]()
+    during = set[psutil.Process]()
     ended = threading.Event()
 
     def look() -> None:
         while not ended.wait(1.0):
-            during.update(engines() - before)
+            during.update(filter(is_engine, psutil.Process().children(recursive=True)))
 
     looking = threading.Thread(target=look)
     looking.start()
@@ -58,7 +62,7 @@ def test_ray_gives_the_in_process_simulations_model(
     finally:
         ended.set()
         looking.join()
-    assert during and not during & engines(), "an engine outlived its run"
+    assert during and not any(map(is_engine, during)), "an engine outlived its run"
     simulate_federated(study_file, study, "run", tiny_model, tmp_path / "process", tmp_path / "process.jsonl")
     on_ray, in_process = (RoundStore(tmp_path / name).latest() for name in ("ray", "process"))
     assert on_ray is not None and in_process is not None and on_ray.round == in_process.round == 2

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.transfer.incoming import Incoming
+from common.transfer.incoming import Incoming, append_shard, part_of
 from common.transfer.manifest import BadPayload, Manifest, Shard, manifest_from, manifest_of, read_shard
 
 
@@ -80,6 +80,62 @@ def test_a_file_that_lost_power_goes_on_at_its_last_whole_shard(tmp_path: Path, 
         assert incoming.held == left
         incoming.add(data[left:])
         assert incoming.finish().read_bytes() == data
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.binary(min_size=1, max_size=200), size=st.integers(1, 70), numbers=st.lists(st.integers(0, 9)))
+def test_shards_that_come_in_any_order_are_taken_in_theirs(
+    folder: Path, data: bytes, size: int, numbers: list[int]
+) -> None:
+    manifest = manifest_of(payload(folder, data), size)
+    place, here = folder / "in-shards", 0
+    place.unlink(missing_ok=True)
+    part_of(place, manifest).unlink(missing_ok=True)
+    for number in [*numbers, *range(len(manifest.shards))]:
+        if here == len(manifest.shards):
+            break
+        begin = size * number
+        here += number == here
+        assert append_shard(place, manifest, number, data[begin : begin + size]) == here
+    assert place.read_bytes() == data
+
+
+@pytest.mark.parametrize(("at", "left"), [(10, 3), (65, 2), (88, 2), (95, 3)])
+def test_a_shard_that_lost_power_is_taken_again(tmp_path: Path, at: int, left: int) -> None:
+    """The last whole shard's bytes, from 60 on, are seen at once; an earlier one's when the payload is complete."""
+    data = bytes(range(100))
+    manifest = manifest_of(payload(tmp_path, data), 30)
+    place = tmp_path / "arrived"
+    for number in range(3):
+        append_shard(place, manifest, number, data[30 * number : 30 * number + 30])
+    part = part_of(place, manifest)
+    part.write_bytes(damaged(data, at)[:98])
+    here = append_shard(place, manifest, None, b"")
+    assert here == left
+    for _ in range(6):
+        here = append_shard(place, manifest, here, data[30 * here : 30 * here + 30])
+        if here == 4:
+            break
+    assert place.read_bytes() == data
+
+
+def read_so_far() -> int:
+    """Bytes that this process has read from files."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="Linux alone counts what a process reads")
+def test_what_is_read_to_take_shards_grows_with_the_payload_alone(tmp_path: Path) -> None:
+    data = bytes(200) * 20_000
+    for shards in (8, 64):
+        size = len(data) // shards
+        manifest = manifest_of(payload(tmp_path, data), size)
+        place = tmp_path / f"in-{shards}-shards"
+        before = read_so_far()
+        for number in range(shards):
+            append_shard(place, manifest, number, data[size * number : size * (number + 1)])
+        assert place.read_bytes() == data
+        assert read_so_far() - before < 4.5 * len(data), "the last shard each time, all twice in the end, and ours once"
 
 
 def test_more_bytes_than_announced_are_refused(tmp_path: Path) -> None:
