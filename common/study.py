@@ -133,8 +133,9 @@ class Grpo(Strict):
     group_size: int = Field(default=8, ge=2)
     prompts_per_step: Positive = 16
     groups_at_once: Positive | None = None
-    """Groups that stand in memory together in learning; all of a step unless given. Part of the study as
-    `prefix_route` is: gradients are the same up to rounding."""
+    """Groups whose completions stand in memory together in learning; all of a step unless given. Of several processes
+    each holds as many completions at most. Part of the study as `prefix_route` is: gradients are the same up to
+    rounding."""
     rewards: Rewards = Rewards()
     dynamic_sampling: int = Field(default=0, ge=0)
     """How many times a step's groups whose rewards agree are replaced by other questions; 0 for never."""

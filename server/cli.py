@@ -71,7 +71,8 @@ def print_needs(study: Study, name: str, gpus: int, utilisation: float, config: 
     step = sum(seconds.values())
     lines = (
         f"parameters  {shape.parameters:,}, trained {shape.trainable:,}",
-        f"tokens      {load.tokens(study.grpo.prompts_per_step):,} a step at most",
+        f"tokens      {load_of(study, 1).share.tokens:,} a step at most; {load.share.tokens:,} on the busiest GPU: "
+        f"{load.share.prompts} x prompt, {load.share.rows} x completion",
         f"step        {step:.0f} s at most: generating {seconds['generating']:.0f} s, learning "
         f"{seconds['learning']:.0f} s, at {100 * utilisation:.0f} % utilisation, without communication",
         f"run         {step * study.total_steps / 86400:.1f} days for {study.total_steps:,} steps",
@@ -80,10 +81,12 @@ def print_needs(study: Study, name: str, gpus: int, utilisation: float, config: 
     )
     for line in lines:
         console.print(line, soft_wrap=True)
-    if study.grpo.prompts_per_step % gpus:
+    rows = study.grpo.prompts_per_step * study.grpo.group_size
+    if rows % gpus:
+        fitting = ", ".join(str(count) for count in range(1, rows + 1) if rows % count == 0)
         console.print(
-            f"{gpus} processes cannot start: each takes whole groups, so their number must divide "
-            f"grpo.prompts_per_step {study.grpo.prompts_per_step} (without federation, times the number of sites).",
+            f"{gpus} processes cannot start: all take equally many of a step's {rows} completions, so their number is "
+            f"one of {fitting} (without federation a step has as many completions for each site).",
             soft_wrap=True,
         )
 

@@ -1,12 +1,12 @@
 """What a study needs of GPUs: memory by its parts, and time. Estimates from shapes; nothing is run."""
 
 from dataclasses import dataclass
-from math import ceil
 from typing import Literal
 
 from common.grpo.head import CHUNK
 from common.grpo.head import KEPT_AT_MOST as LOGITS_KEPT
 from common.grpo.logps import KEPT_AT_MOST, expanded_bytes
+from common.grpo.ranks import by_group, even_parts, share
 from common.models.shape import Shape
 from common.study import Study
 
@@ -34,49 +34,66 @@ GPUS = {
 
 
 @dataclass(frozen=True)
-class Load:
-    """What one GPU has of a step, at the longest prompts and completions that the study allows."""
+class Batch:
+    """Completions and the prompts that are computed for them, at the longest that the study allows."""
 
-    groups: int
-    """Whole groups: more GPUs than prompts stand idle."""
-    at_once: int
-    """Groups in memory together in learning."""
+    prompts: int
     rows: int
-    """Completions of a group."""
+    """Completions."""
     prompt: int
     completion: int
 
-    def tokens(self, groups: int) -> int:
-        return groups * (self.prompt + self.rows * self.completion)
+    @property
+    def tokens(self) -> int:
+        return self.prompts * self.prompt + self.rows * self.completion
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the busiest GPU has of a step."""
+
+    share: Batch
+    at_once: Batch
+    """In memory together in learning."""
 
 
 def load_of(study: Study, gpus: int) -> Load:
     grpo = study.grpo
-    groups = ceil(grpo.prompts_per_step / gpus)
-    at_once = min(groups, grpo.groups_at_once or groups)
-    return Load(groups, at_once, grpo.group_size, grpo.max_prompt_tokens, grpo.max_completion_tokens)
+    group, rows = grpo.group_size, grpo.prompts_per_step * grpo.group_size
+    at_most = (grpo.groups_at_once or grpo.prompts_per_step) * group
+    shares = [share(rows, number, gpus) for number in range(min(gpus, rows))]
+
+    def largest(batches: list[range]) -> Batch:
+        prompts = max(len(by_group(batch, group)) for batch in batches)
+        return Batch(prompts, max(map(len, batches)), grpo.max_prompt_tokens, grpo.max_completion_tokens)
+
+    return Load(largest(shares), largest([part for mine in shares for part in in_parts(mine, at_most)]))
+
+
+def in_parts(rows: range, at_most: int) -> list[range]:
+    size = len(rows) // even_parts(len(rows), at_most)
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def route_of(study: Study, shape: Shape, load: Load) -> str:
     """The learning route: the study's, or what `auto` takes for a batch of this size."""
     if study.grpo.prefix_route != "auto":
         return study.grpo.prefix_route
-    return "packed" if kept(shape, load, shared=True) > KEPT_AT_MOST else "expanded"
+    return "packed" if kept(shape, load.at_once, shared=True) > KEPT_AT_MOST else "expanded"
 
 
-def kept(shape: Shape, load: Load, shared: bool) -> int:
+def kept(shape: Shape, batch: Batch, shared: bool) -> int:
     """Bytes that layers which are not computed again keep."""
-    rows = load.at_once * load.rows
-    prompts = load.at_once if shared else rows
-    return expanded_bytes(shape.model, prompts, load.prompt, rows, load.completion)
+    prompts = batch.prompts if shared else batch.rows
+    return expanded_bytes(shape.model, prompts, batch.prompt, batch.rows, batch.completion)
 
 
 def activations(study: Study, shape: Shape, load: Load) -> int:
     """Bytes that learning keeps for the backward pass, logits apart."""
-    config, tokens = shape.model.config, load.tokens(load.at_once)
+    config, tokens = shape.model.config, load.at_once.tokens
     route = route_of(study, shape, load)
     if route != "packed":
-        return kept(shape, load, shared=route == "expanded")
+        return kept(shape, load.at_once, shared=route == "expanded")
     layers = config.num_hidden_layers
     inputs = layers * config.hidden_size
     # The layer that is computed again keeps what `expanded_bytes` counts, for itself alone.
@@ -84,10 +101,10 @@ def activations(study: Study, shape: Shape, load: Load) -> int:
 
 
 def cache(study: Study, shape: Shape, load: Load) -> int:
-    """Bytes of keys and values while all of a GPU's groups are generated."""
+    """Bytes of keys and values while all of a GPU's rows are generated."""
+    batch = load.share
     shared = route_of(study, shape, load) == "packed"
-    rows = load.groups * load.rows
-    tokens = load.tokens(load.groups) if shared else rows * (load.prompt + load.completion)
+    tokens = batch.tokens if shared else batch.rows * (batch.prompt + batch.completion)
     return tokens * shape.cached * shape.model.dtype.itemsize
 
 
@@ -105,8 +122,7 @@ def memory(study: Study, shape: Shape, gpus: int, sharding: Sharding) -> dict[st
     load, all_weights = load_of(study, gpus), study.model.trainable == "all"
     whole = gpus if sharding == "ZeRO-3" else 1
     states = 1 if sharding == "none" else gpus
-    completions = load.at_once * load.rows * load.completion
-    logits = completions * shape.model.config.vocab_size
+    logits = load.at_once.rows * load.at_once.completion * shape.model.config.vocab_size
     parts = {
         "weights": shape.base_bytes // whole + shape.adapter_bytes,
         "gradients": 4 * shape.trainable // states,
@@ -133,13 +149,14 @@ def step_seconds(study: Study, shape: Shape, gpu: Gpu, gpus: int, utilisation: f
         utilisation: share of the GPU's operations a second that is reached, and of its bandwidth.
     """
     load, config = load_of(study, gpus), shape.model.config
+    batch = load.share
     passes = 3 + (route_of(study, shape, load) == "packed") + bool(study.grpo.beta)
     attended = 4 * config.num_hidden_layers * config.hidden_size
-    prompts = load.groups * load.prompt * (2 * shape.parameters + attended * load.prompt / 2)
-    answers = load.groups * load.rows * load.completion
-    answers_cost = answers * (2 * shape.parameters + attended * (load.prompt + load.completion / 2))
+    prompts = batch.prompts * batch.prompt * (2 * shape.parameters + attended * batch.prompt / 2)
+    answers = batch.rows * batch.completion
+    answers_cost = answers * (2 * shape.parameters + attended * (batch.prompt + batch.completion / 2))
     rate = utilisation * gpu.teraflops * 1e12
-    read = load.completion * (shape.base_bytes + cache(study, shape, load))
+    read = batch.completion * (shape.base_bytes + cache(study, shape, load))
     return {
         "generating": prompts / rate + max(answers_cost / rate, read / (utilisation * gpu.bandwidth * 1e9)),
         "learning": passes * (prompts + answers_cost) / rate,

@@ -1,5 +1,6 @@
 """Completions sampled from a policy, each prompt read once for all of its completions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,15 +75,15 @@ def begin(model: PreTrainedModel, prefix: Prefix, rows: Tensor, share: bool) -> 
     return Decoding(DynamicCache(config=model.config), prefix.mask[rows], position, rows, shared)
 
 
-def shares_keys(model: PreTrainedModel, prefix: Prefix, group: int, max_tokens: int, route: PrefixRoute) -> bool:
+def shares_keys(model: PreTrainedModel, prefix: Prefix, rows: int, max_tokens: int, route: PrefixRoute) -> bool:
     """Whether groups read their prompt's keys and values together, rather than a copy for each row."""
     if route != "auto":
         return route == "packed"
-    if group == 1 or not reaches_back_whole(model):
+    prompts, width = prefix.mask.shape
+    if rows == prompts or not reaches_back_whole(model):
         return False
     kept = sum(keys.nbytes + values.nbytes for keys, values in prefix.layers)
-    width = prefix.mask.shape[1]
-    return kept * group * (width + max_tokens) // width > COPIES_AT_MOST
+    return kept * rows * (width + max_tokens) // (prompts * width) > COPIES_AT_MOST
 
 
 def draw(logits: Tensor, temperature: float, draws: Draws) -> Tensor:
@@ -100,21 +101,21 @@ def draw(logits: Tensor, temperature: float, draws: Draws) -> Tensor:
 def sample(
     model: nn.Module,
     prompts: list[list[int]],
-    group: int,
+    group: int | Sequence[int],
     max_tokens: int,
     temperature: float,
     eos: list[int],
     pad: int,
     route: PrefixRoute = "auto",
 ) -> list[list[int]]:
-    """`group` completions of each prompt; temperature 0 takes the likeliest token.
+    """Completions of each prompt, as many as `group` says for all or for each; temperature 0 takes the likeliest token.
 
     Draws come from torch's global generator, so a caller seeds it, alike in all processes that train together. `route`
     is the study's: `packed` shares the prompts' keys and values, `expanded` and `plain` copy them for each row, `plain`
     computes them for each.
 
     Returns:
-        `len(prompts) * group` completions, a prompt's together, the end token included where one was drawn.
+        the completions, a prompt's together, the end token included where one was drawn.
 
     Raises:
         UserError: keys are to be shared, and the model's attention is not one that can be computed so.
@@ -125,11 +126,13 @@ def sample(
     if not prompts:
         draws.finish(device)
         return []
+    counts = [group] * len(prompts) if isinstance(group, int) else group
     if route == "plain":
-        prompts, group = [prompt for prompt in prompts for _ in range(group)], 1
+        prompts = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
+        counts = [1] * len(prompts)
     prefix = read_prompts(inner, *left_pad(prompts, pad, device))
-    rows = torch.arange(len(prompts), device=device).repeat_interleave(group)
-    decoding = begin(inner, prefix, rows, shares_keys(inner, prefix, group, max_tokens, route))
+    rows = torch.arange(len(prompts), device=device).repeat_interleave(torch.tensor(counts, device=device))
+    decoding = begin(inner, prefix, rows, shares_keys(inner, prefix, len(rows), max_tokens, route))
     hidden = prefix.hidden[rows]
     ends = torch.tensor(eos, device=device)
     alive = torch.arange(len(rows), device=device)

@@ -5,6 +5,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from common.grpo.ranks import largest
+
 KEPT_AT_MOST = 2**22
 """Logits that may be kept for the backward pass; more are computed in chunks, and again in the backward pass."""
 CHUNK = 2**20
@@ -32,10 +34,12 @@ def token_logps(model: PreTrainedModel, hidden: Tensor, tokens: Tensor, temperat
             entropy = -(logps.exp() * logps).sum(-1)
         return logps.gather(-1, chosen.unsqueeze(-1)).squeeze(-1), entropy
 
-    vocabulary = model.config.vocab_size
-    if len(tokens) * vocabulary <= KEPT_AT_MOST:
+    vocabulary, most = model.config.vocab_size, largest(len(tokens))
+    if most * vocabulary <= KEPT_AT_MOST:
         return score(hidden, tokens)
     size = max(1, CHUNK // vocabulary)
-    chunks = zip(hidden.split(size), tokens.split(size), strict=True)
+    # As many as the process with the most tokens has; the last ones may be empty.
+    sizes = [min(size, max(0, len(tokens) - start)) for start in range(0, most, size)]
+    chunks = zip(hidden.split(sizes), tokens.split(sizes), strict=True)
     parts = [checkpoint(score, states, chosen, use_reentrant=False) for states, chosen in chunks]
     return torch.cat([logps for logps, _ in parts]), torch.cat([entropy for _, entropy in parts])

@@ -28,7 +28,7 @@ from common.errors import UserError
 from common.grpo.dynamic_sampling import replace_agreeing
 from common.grpo.hacking import Signs, signs
 from common.grpo.prefix import causal_model
-from common.grpo.ranks import everyones, groups_at_once, groups_per_rank, my_share, rank, world
+from common.grpo.ranks import even_parts, everyones, my_groups, my_share, rank, rows_per_rank, world
 from common.grpo.reference import MovingReference, save_whole
 from common.grpo.rewards import letters_of, reward_terms
 from common.grpo.stepping import OwnSteps
@@ -117,8 +117,9 @@ class LocalTrainer:
         """The questions of the rows."""
         self.check_enough()
         self.rewards = reward_terms(grpo.rewards, grpo.max_completion_tokens)
-        self.groups = groups_at_once(grpo.prompts_per_step, grpo.groups_at_once)
-        self.parts = groups_per_rank(grpo.prompts_per_step) // self.groups
+        self.share = rows_per_rank(grpo.prompts_per_step, grpo.group_size)
+        """Rows of a step that this process takes."""
+        self.parts = even_parts(self.share, (grpo.groups_at_once or grpo.prompts_per_step) * grpo.group_size)
         self.trainer = self._build()
         self._orders: dict[int, np.ndarray] = {}
         # TRL patches the model's forward. The method works on the layers below it, so the patch is taken off
@@ -140,7 +141,7 @@ class LocalTrainer:
         args = GRPOConfig(
             # TRL makes this folder at once; nothing is ever saved there.
             output_dir=str(Path(tempfile.gettempdir()) / "wardround-trainer"),
-            per_device_train_batch_size=self.groups * grpo.group_size,
+            per_device_train_batch_size=self.share // self.parts,
             gradient_accumulation_steps=self.parts,
             steps_per_generation=self.parts,
             num_generations=grpo.group_size,
@@ -193,9 +194,10 @@ class LocalTrainer:
 
         def draw(questions: Sequence[int], number: int) -> list[list[list[int]]]:
             torch.manual_seed(derive_seed(seed, stream, "sample", step, number))
-            share = my_share(questions)
-            rows = self.trainer.sample_groups([str(self.rows[question]["prompt"]) for question in share])
-            return everyones([rows[start : start + group] for start in range(0, len(rows), group)])
+            mine = my_groups(len(questions), group)
+            prompts = [str(self.rows[questions[place]]["prompt"]) for place in mine]
+            rows = everyones(self.trainer.sample_groups(prompts, list(mine.values())))
+            return [rows[start : start + group] for start in range(0, len(rows), group)]
 
         chosen, groups = replace_agreeing(
             self._numbers(step),
@@ -205,7 +207,7 @@ class LocalTrainer:
             draw,
             lambda question, ids: len(set(self.reward(self.rows[question], ids))) == 1,
         )
-        self.trainer.sampled_before = [ids for rows in my_share(groups) for ids in rows]
+        self.trainer.sampled_before = my_share([ids for rows in groups for ids in rows])
         return [self.rows[question] for question in chosen]
 
     def reward(self, row: dict[str, str | None], completion_ids: list[list[int]]) -> list[float]:

@@ -17,6 +17,7 @@ from common.grpo.attention import reaches_back_whole
 from common.grpo.head import token_logps
 from common.grpo.packed import packed_hidden
 from common.grpo.prefix import causal_model, expand, group_rows, padded_left, read_prompts
+from common.grpo.ranks import largest
 from common.study import PrefixRoute
 
 KEPT_AT_MOST = 256 * 2**20
@@ -53,7 +54,7 @@ def completion_logps(
     else:
         first, group = group_rows(prompts, prompt_mask)
     if route == "auto":
-        kept = expanded_bytes(inner, len(first), prompts.shape[1], *completions.shape)
+        kept = largest(expanded_bytes(inner, len(first), prompts.shape[1], *completions.shape))
         route = "packed" if kept > KEPT_AT_MOST and reaches_back_whole(inner) else "expanded"
     asked, asked_mask = padded_left(prompts[first], prompt_mask[first])
     if route != "packed":
@@ -95,15 +96,17 @@ def expanded_hidden(
     """
     prefix = read_prompts(model, prompts, prompt_mask)
     hidden = prefix.hidden[group].unsqueeze(1)
-    later = completions.shape[1] - 1
-    if later == 0:
+    length = completions.shape[1]
+    if largest(length) == 1:
         return hidden
+    # Completions of one token enter with it where another process has longer ones, and nothing is read from there.
+    entered = max(1, length - 1)
     start = prompt_mask.sum(-1, keepdim=True)[group]
     rest = model.base_model(
-        input_ids=completions[:, :-1],
-        attention_mask=torch.cat([prompt_mask[group], completion_mask[:, :-1]], dim=1),
-        position_ids=start + torch.arange(later, device=start.device),
+        input_ids=completions[:, :entered],
+        attention_mask=torch.cat([prompt_mask[group], completion_mask[:, :entered]], dim=1),
+        position_ids=start + torch.arange(entered, device=start.device),
         past_key_values=expand(model, prefix, group),
         use_cache=True,
     ).last_hidden_state
-    return torch.cat([hidden, rest], dim=1)
+    return torch.cat([hidden, rest], dim=1)[:, :length]

@@ -65,7 +65,8 @@ class PatientTrainer(LocalTrainer):
         chosen = self.drawn(step)
         torch.manual_seed(int.from_bytes(self.key(step, "completions")[:8], "big") >> 1)
         asked = [self.rows[number] for numbers in chosen.values() for number in numbers]
-        completions = trainer.sample_groups([str(row["prompt"]) for row in asked]) if asked else []
+        prompts = [str(row["prompt"]) for row in asked]
+        completions = trainer.sample_groups(prompts, [grpo.group_size] * len(asked)) if asked else []
         self.policy.model.zero_grad()  # what lay there before would count as the first patient's
         total = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
         begin = 0

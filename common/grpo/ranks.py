@@ -1,8 +1,10 @@
-"""Several processes that take one training step together, each with whole groups of its questions.
+"""Several processes that take one training step together, each with an even share of its rows.
 
-A group's advantages need all of its completions and nothing of other groups', so groups are what is shared out.
+A row is one completion of a question's group. Shares are contiguous, so a group may lie on several processes; each
+computes its prompt once. Advantages are taken over whole groups, from the rewards of all processes.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -23,9 +25,23 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
+def share(count: int, number: int, processes: int) -> range:
+    """Which of `count` rows process `number` takes, in order; the shares differ by one where they cannot be even."""
+    return range(count * number // processes, count * (number + 1) // processes)
+
+
 def my_share(rows: Sequence[Row]) -> list[Row]:
-    """This process's part of some questions, in order; the parts differ by one where they cannot be even."""
-    return list(rows[len(rows) * rank() // world() : len(rows) * (rank() + 1) // world()])
+    return [rows[row] for row in share(len(rows), rank(), world())]
+
+
+def by_group(rows: range, size: int) -> dict[int, int]:
+    """How many of these rows each group of `size` has, in order; groups without any are left out."""
+    return dict(Counter(row // size for row in rows))
+
+
+def my_groups(count: int, size: int) -> dict[int, int]:
+    """The groups, of `count` that are shared out row by row, that this process has a part in, and its rows of each."""
+    return by_group(share(count * size, rank(), world()), size)
 
 
 def everyones(rows: list[Row]) -> list[Row]:
@@ -37,35 +53,30 @@ def everyones(rows: list[Row]) -> list[Row]:
     return [row for part in parts for row in part]
 
 
-def groups_per_rank(prompts: int) -> int:
-    """Questions of a step that each process takes.
+def largest(number: int) -> int:
+    """The largest of the processes' numbers: under ZeRO-3 all run a module equally often, as they fetch its weights
+    from each other at each call."""
+    return max(everyones([number]))
+
+
+def rows_per_rank(prompts: int, group: int) -> int:
+    """Rows of a step that each process takes.
 
     Raises:
-        UserError: they cannot be shared out evenly; a mean over unequal shares would weigh groups unequally.
+        UserError: they cannot be shared out evenly; a mean over unequal shares would weigh rows unequally.
     """
-    if prompts % world():
+    if prompts * group % world():
         raise UserError(
-            f"{prompts} questions a step cannot be shared out evenly over {world()} processes.",
-            "Start as many processes as divide the questions of a step (grpo.prompts_per_step, times the number of "
-            "sites in centralized training).",
+            f"{prompts} questions of {group} completions a step cannot be shared out evenly over {world()} processes.",
+            "Start as many processes as divide the completions of a step (grpo.prompts_per_step x grpo.group_size, "
+            "times the number of sites in centralized training).",
         )
-    return prompts // world()
+    return prompts * group // world()
 
 
-def groups_at_once(prompts: int, wished: int | None) -> int:
-    """Questions that each process learns from at once; all of its share unless `wished` is fewer.
-
-    Raises:
-        UserError: they do not divide each process's share of a step.
-    """
-    share = groups_per_rank(prompts)
-    if share % min(wished or share, share):
-        raise UserError(
-            f"grpo.groups_at_once {wished} does not divide the {share} questions of a step that each of {world()} "
-            "processes takes.",
-            "Start another number of processes, or set grpo.groups_at_once = 1.",
-        )
-    return min(wished or share, share)
+def even_parts(rows: int, at_most: int) -> int:
+    """In how many equal parts a process learns from its rows: as few as hold no more than `at_most` rows each."""
+    return next(parts for parts in range(1, rows + 1) if rows % parts == 0 and rows // parts <= at_most)
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:

@@ -7,6 +7,7 @@ Losses, advantages, KL and metrics stay TRL's. Two seams are used: `rollout_func
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
 from common.grpo.generation import sample
+from common.grpo.ranks import my_groups, world
 from common.grpo.zero import Scorer, ZeroSteps
 from common.models.policy import Policy
 from common.study import PrefixRoute
@@ -40,11 +42,11 @@ class PrefixTrainer(GRPOTrainer):
         """Where DeepSpeed shares the model out, from the first step on."""
         self.parts: int = kwargs["args"].steps_per_generation
         self.scored: list[dict[str, Tensor | None]] = []
-        """A step's groups with their advantages, in parts."""
+        """This process's rows of a step with their advantages, in parts."""
         self.completion_ids: list[list[int]] = []
-        """Tokens of the last completions, group by group."""
+        """Tokens of the last completions, row by row."""
         self.sampled_before: list[list[int]] | None = None
-        """Completions of the next prompts, where they are there before TRL asks for them."""
+        """Completions of this process's next rows, where they are there before TRL asks for them."""
         super().__init__(
             model=cast(PreTrainedModel | PeftModel, policy.model),
             rollout_func=cast(RolloutFunc, rollout),
@@ -80,30 +82,39 @@ class PrefixTrainer(GRPOTrainer):
         return logps, entropies if compute_entropy else None, None
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
-        """TRL's, but for a step that is learned in parts: its groups stay whole, where TRL would shuffle rows."""
+        """TRL's, but for a step that is learned in parts: its rows stay in order, where TRL would shuffle them."""
         if self.parts == 1:
             return super()._prepare_inputs(generation_batch)
         if self._step % self.parts == 0:
             self.scored = split_tensor_dict(self._generate_and_score_completions(generation_batch), self.parts)
         return self.scored[self._step % self.parts]
 
-    def sample_groups(self, prompts: list[str]) -> list[list[int]]:
-        """Tokens of a group of completions for each of the distinct `prompts`, group by group."""
-        group, longest, policy = self.num_generations, self.max_completion_length, self.policy
-        assert group is not None and longest is not None
+    def sample_groups(self, prompts: list[str], counts: list[int]) -> list[list[int]]:
+        """Tokens of `counts[n]` completions of each of the distinct `prompts`, group by group."""
+        longest, policy = self.max_completion_length, self.policy
+        assert longest is not None
         start = time.perf_counter()
         # Of few prompts that several processes share out, one may have none.
         ids = policy.encode(prompts) if prompts else []
         with self.zero.whole() if self.zero is not None else nullcontext():
-            sampled = sample(policy.model, ids, group, longest, self.temperature, policy.eos, policy.pad, self.route)
+            sampled = sample(policy.model, ids, counts, longest, self.temperature, policy.eos, policy.pad, self.route)
         self.generating_seconds += time.perf_counter() - start
         return sampled
 
 
+def sampled_rows(prompts: list[str], trainer: PrefixTrainer) -> list[list[int]]:
+    """A completion of each row's prompt; the step's other rows are the other processes'."""
+    group = trainer.num_generations
+    assert group is not None
+    counts = list(my_groups(len(prompts) * world() // group, group).values())
+    starts = [0, *accumulate(counts)][:-1]
+    return trainer.sample_groups([prompts[start] for start in starts], counts)
+
+
 def rollout(prompts: list[str], trainer: PrefixTrainer) -> dict[str, Any]:
-    """A group of completions for each prompt; `prompts` comes with each prompt `group` times in a row."""
+    """A completion of each of this process's rows; `prompts` are the rows', so a group's stand next to each other."""
     before, trainer.sampled_before = trainer.sampled_before, None
-    trainer.completion_ids = trainer.sample_groups(prompts[:: trainer.num_generations]) if before is None else before
+    trainer.completion_ids = sampled_rows(prompts, trainer) if before is None else before
     return {
         "prompt_ids": trainer.policy.encode(prompts),
         "completion_ids": trainer.completion_ids,

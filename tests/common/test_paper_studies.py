@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from safetensors.torch import load_file
 from common.grpo.job import Job
 from common.grpo.launch import run_job
 from common.grpo.local import LocalTrainer, by_step
+from common.grpo.ranks import by_group, even_parts, share
+from common.launcher import command
 from common.models.policy import load_policy, trainable_state
 from common.registry.config import read_registry_config
 from common.registry.registry import load_registry
@@ -57,7 +60,7 @@ TABLE = {
     "grpo.dynamic_sampling": 0,
     # sampling
     "grpo.temperature": 0.9,
-    # systems: gradient checkpointing is the packed route's; GPUs are the machine's own affair
+    # systems: gradient checkpointing is the packed route's; the launcher that stands ready has a test of its own
     "grpo.prefix_route": "packed",
     # evaluation: greedy
     "evaluation.max_completion_tokens": 8192,
@@ -95,6 +98,25 @@ def test_thirty_thousand_questions_are_one_epoch(name: str) -> None:
         assert study.total_steps == 6_000
     assert study.evaluation.patients_per_site * len(study.sites.train) == 1_000
     assert study.evaluation.questions_per_patient is None
+
+
+@pytest.mark.parametrize("name", ["paper", "paper-lora"])
+def test_seven_processes_under_zero_3_without_offload_stand_ready(name: str, tmp_path: Path) -> None:
+    """The launcher is a comment in the study: GPUs are a machine's own affair."""
+    text = (ROOT / "studies" / f"{name}.toml").read_text(encoding="utf-8")
+    values = tomllib.loads(text.replace("# launcher", "launcher"))
+    study = parse_study(values, name)
+    assert study.simulation.launcher is not None
+    words = command(study.simulation.launcher, tmp_path)
+    processes = int(words[words.index("--num_processes") + 1])
+    zero = json.loads(Path(words[words.index("--config_file") + 1]).read_text(encoding="utf-8"))["deepspeed_config"]
+    assert zero["zero_stage"] == 3 and zero["offload_optimizer_device"] == zero["offload_param_device"] == "none"
+    group, rows = study.grpo.group_size, study.grpo.prompts_per_step * study.grpo.group_size
+    shares = [share(rows, number, processes) for number in range(processes)]
+    assert [len(mine) for mine in shares] == 7 * [5]
+    assert max(len(by_group(mine, group)) for mine in shares) == 2
+    # All five at once, as the reference code does: they are fewer than the one group's that may stand in memory.
+    assert study.grpo.groups_at_once == 1 and even_parts(5, group) == 1
 
 
 def test_lora_is_on_all_linear_layers_with_alpha_32() -> None:
@@ -182,13 +204,14 @@ def way(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(("stage", "processes", "prompts"), [(2, 2, 6), (3, 7, 5)])
 def test_the_twin_under_zero_is_that_of_one_process(
-    tiny_model: Path, questions: pl.DataFrame, tmp_path: Path, stage: int
+    tiny_model: Path, questions: pl.DataFrame, tmp_path: Path, stage: int, processes: int, prompts: int
 ) -> None:
-    """Two processes take the next step from the state of one: float32 masters, moments, reference, schedule. Within a
-    tenth of that step: bfloat16 rounds products of another shape otherwise, and a completion may be drawn otherwise."""
-    study = twin(tiny_model, optimizer="adamw", learning_rate=1e-3, prompts_per_step=6, reference_every=3)
+    """Several processes take the next step from the state of one: float32 masters, moments, reference, schedule. Within
+    a tenth of that step: bfloat16 rounds products of another shape otherwise, and a completion may be drawn otherwise.
+    Seven under ZeRO-3, 5 of the 5 x 7 completions each, are the paper's."""
+    study = twin(tiny_model, optimizer="adamw", learning_rate=1e-3, prompts_per_step=prompts, reference_every=3)
     one, two, table = tmp_path / "one", tmp_path / "two", tmp_path / "questions.parquet"
     policy = load_policy(study, tiny_model)
     base = trainable_state(policy)
@@ -202,7 +225,7 @@ def test_the_twin_under_zero_is_that_of_one_process(
     questions.write_parquet(table)
     job = Job(study=study, model=str(tiny_model), questions=str(table), stream="synthetic-north", first_step=2, steps=1,
               state_step=2, state_dir=str(two), proximal=0.0)  # fmt: skip
-    zero = f"--config_file {{zero{stage}}} --num_processes 2"
+    zero = f"--config_file {{zero{stage}}} --num_processes {processes}"
     trained, _ = run_job(
         f"{{python}} -m accelerate.commands.launch {zero} -m common.grpo.job {{folder}}", tmp_path / "job", job, half
     )

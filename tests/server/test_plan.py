@@ -20,7 +20,7 @@ from common.models.policy import load_policy, trainable_parameters, trainable_st
 from common.models.shape import read_config, shape_of
 from common.study import Study, read_study
 from server.cli import print_needs
-from server.plan import GPUS, Load, activations, cache, load_of, memory, step_seconds
+from server.plan import GPUS, Batch, Load, activations, cache, load_of, memory, step_seconds
 
 PAPER = Path(__file__).parents[2] / "studies" / "paper.toml"
 
@@ -125,7 +125,7 @@ def test_the_packed_route_keeps_each_layers_input_as_planned(
     completion_logps(model, ids, torch.ones_like(ids), 32, 1.0, "packed")
     shape, load = shape_of(study, read_config(study, None)), load_of(study, 1)
     layers = model.config.num_hidden_layers
-    again = load.tokens(load.at_once) * 2 * shape.written // layers * 4
+    again = load.at_once.tokens * 2 * shape.written // layers * 4
     assert measured == pytest.approx(activations(study, shape, load) - again, rel=0.05)
 
 
@@ -135,14 +135,17 @@ def test_the_cache_is_as_large_as_planned(small_study: Callable[..., Study], tin
     rows = torch.randint(5, 200, (6, 40))
     prefix = read_prompts(model, rows, torch.ones_like(rows))
     measured = sum(keys.nbytes + values.nbytes for keys, values in prefix.layers)
-    load = Load(groups=3, at_once=3, rows=2, prompt=30, completion=10)
-    assert cache(study, shape_of(study, read_config(study, None)), load) == measured
+    batch = Batch(prompts=3, rows=6, prompt=30, completion=10)
+    assert cache(study, shape_of(study, read_config(study, None)), Load(batch, batch)) == measured
 
 
 def test_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     print_needs(read_study(PAPER), "a100-80gb", 7, 0.4, None)
     printed = capsys.readouterr().out
     assert "ZeRO-3" in printed and "14,659,507,200" in printed and "days for 6,000 steps" in printed
+    assert "28,000 on the busiest GPU: 2 x prompt, 5 x completion" in printed and "cannot start" not in printed
+    print_needs(read_study(PAPER), "a100-80gb", 8, 0.4, None)
+    assert "8 processes cannot start" in (printed := capsys.readouterr().out) and "1, 5, 7, 35 (" in printed
     with pytest.raises(UserError, match="this GPU is not known"):
         print_needs(read_study(PAPER), "abacus", 1, 0.4, None)
 
@@ -156,11 +159,17 @@ def test_sharding_divides_what_it_says(small_study: Callable[..., Study]) -> Non
     assert alone["learning"] == states["learning"]
 
 
-def test_more_gpus_than_prompts_do_not_help() -> None:
+def test_processes_that_split_groups_compute_prompts_again() -> None:
     study = read_study(PAPER)
     shape = shape_of(study, read_config(study, None))
-    one, five, eight = (step_seconds(study, shape, GPUS["a100-80gb"], n, 0.4)["learning"] for n in (1, 5, 8))
-    assert one == pytest.approx(5 * five) and five == eight
+    loads = [load_of(study, gpus) for gpus in (1, 5, 7, 35)]
+    assert [(load.share.prompts, load.share.rows) for load in loads] == [(5, 35), (1, 7), (2, 5), (1, 1)]
+    # One group's rows at most stand together.
+    assert [(load.at_once.prompts, load.at_once.rows) for load in loads] == [(1, 7), (1, 7), (2, 5), (1, 1)]
+    one, five, seven, all_rows = (
+        step_seconds(study, shape, GPUS["a100-80gb"], gpus, 0.4)["learning"] for gpus in (1, 5, 7, 35)
+    )
+    assert one == pytest.approx(5 * five) and all_rows < five < seven < one
 
 
 def test_a_model_that_is_not_known_is_refused(small_study: Callable[..., Study], tmp_path: Path) -> None:

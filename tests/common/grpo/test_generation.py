@@ -38,6 +38,10 @@ def test_greedy_is_what_transformers_generates(model: nn.Module, eos: list[int],
     assert sample(model, PROMPTS, 1, 9, 0.0, eos, PAD, route) == expected
     # A group's completions lie together, in the order of the prompts.
     assert sample(model, PROMPTS, 3, 9, 0.0, eos, PAD, route) == [row for row in expected for _ in range(3)]
+    # Of a group that several processes share, a part.
+    parts = [2, 1, 3, 1]
+    want = [row for row, count in zip(expected, parts, strict=True) for _ in range(count)]
+    assert sample(model, PROMPTS, parts, 9, 0.0, eos, PAD, route) == want
     assert len({tuple(row) for row in expected}) > 1
 
 

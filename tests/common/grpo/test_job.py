@@ -79,6 +79,8 @@ def last_step(folder: Path) -> int | None:
 
 
 REFERENCE = {"beta": 0.1, "reference_every": 1}
+SPLIT = {"prompts_per_step": 3}
+"""3 groups of 4 on 2 processes: the second group lies on both."""
 LORA = {"trainable": "lora", "dtype": "bfloat16", "prefix_route": "packed", "groups_at_once": 1, "beta": 0.04}
 
 
@@ -86,10 +88,10 @@ LORA = {"trainable": "lora", "dtype": "bfloat16", "prefix_route": "packed", "gro
 @pytest.mark.parametrize(
     ("launcher", "settings", "proximal"),
     [
-        (TORCHRUN, {"loss_type": "bnpo", "dynamic_sampling": 1, "learning_rate": 1e-3}, 0.0),
+        (TORCHRUN, {"loss_type": "bnpo", "dynamic_sampling": 1, "learning_rate": 1e-3, **SPLIT}, 0.0),
         (TORCHRUN, {"loss_type": "dapo", **LORA}, 0.0),
-        (ZERO.replace("N", "2"), {"loss_type": "dr_grpo", **REFERENCE}, 3.0),
-        (ZERO.replace("N", "3"), {"loss_type": "dapo", "groups_at_once": 1, **REFERENCE}, 3.0),
+        (ZERO.replace("N", "2"), {"loss_type": "dr_grpo", **REFERENCE, **SPLIT}, 3.0),
+        (ZERO.replace("N", "3"), {"loss_type": "dapo", "groups_at_once": 1, **REFERENCE, **SPLIT}, 3.0),
     ],
 )
 def test_two_processes_take_the_steps_of_one(

@@ -1,15 +1,19 @@
 """Log-probabilities and gradients by every route against each row whole and alone."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from common.errors import UserError
+from common.grpo import head
 from common.grpo import logps as module
 from common.grpo.logps import completion_logps, expanded_bytes
 from common.grpo.prefix import left_pad
@@ -141,3 +145,46 @@ def test_layers_keep_their_caches_after_a_packed_pass(model: nn.Module) -> None:
     before = completion_logps(model, ids, mask, width, 1.0, "expanded")[0]
     completion_logps(model, ids, mask, width, 1.0, "packed")
     assert torch.equal(completion_logps(model, ids, mask, width, 1.0, "expanded")[0], before)
+
+
+UNEVEN = (Rows([[3, 1, 4], [3, 1, 4]], [[5], [9]]), Rows([[2, 6], [5, 3, 5]], [[8, 9, 7, 9], [3, 2, 3, 8, 4]]))
+"""Of two processes: the first has completions of one token alone."""
+
+
+def limits(model: nn.Module) -> tuple[int, int, int]:
+    """At which the first process alone would expand, and both have logits in chunks of two tokens."""
+    inner = module.causal_model(model)
+    return expanded_bytes(inner, 1, 3, 2, 1), 1, 2 * VOCABULARY
+
+
+def one_of_two(rank: int, folder: str, model: nn.Module) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    module.KEPT_AT_MOST, head.KEPT_AT_MOST, head.CHUNK = limits(model)
+    calls: Counter[str] = Counter()
+    for name, part in model.named_modules():
+        part.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
+    out = {}
+    for route in ("expanded", "packed", "auto"):
+        calls.clear()
+        logps, _ = completion_logps(model, *UNEVEN[rank].padded(right=False), 1.0, route)
+        out[route] = logps.detach(), gradient(model, logps.sum()), dict(calls)
+    torch.save(out, Path(folder) / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_processes_run_each_module_equally_often(
+    random_model: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    """ZeRO-3 fetches a module's weights from all processes at each call: one that calls it more often waits for ever.
+    The calls that are added change nothing."""
+    model = random_model()
+    mp.spawn(one_of_two, (str(tmp_path), model), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for route in ("expanded", "packed", "auto"):
+        assert first[route][2] == second[route][2] and first[route][2]["lm_head"] > 1
+    assert first["auto"][2] == first["packed"][2] != first["expanded"][2]
+    for rows, out in zip(UNEVEN, (first, second), strict=True):
+        for route in ("expanded", "packed"):
+            logps, _ = completion_logps(model, *rows.padded(right=False), 1.0, route)
+            torch.testing.assert_close(out[route][0], logps.detach())
+            torch.testing.assert_close(out[route][1], gradient(model, logps.sum()))

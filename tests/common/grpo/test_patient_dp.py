@@ -30,11 +30,11 @@ class SeededByPrompt(PatientTrainer):
         super().begin(secret, occasion)
         together = self.trainer.sample_groups
 
-        def one_by_one(prompts: list[str]) -> list[list[int]]:
+        def one_by_one(prompts: list[str], counts: list[int]) -> list[list[int]]:
             rows = []
-            for prompt in prompts:
+            for prompt, count in zip(prompts, counts, strict=True):
                 torch.manual_seed(derive_seed("completions", prompt))
-                rows.extend(together([prompt]))
+                rows.extend(together([prompt], [count]))
             return rows
 
         vars(self.trainer)["sample_groups"] = one_by_one
@@ -86,7 +86,7 @@ def by_hand(trainer: PatientTrainer, step: int, loss_type: str) -> dict[str, Ten
         for number in numbers:
             row = trainer.rows[number]
             prompt = str(row["prompt"])
-            group = trainer.trainer.sample_groups([prompt])
+            group = trainer.trainer.sample_groups([prompt], [grpo.group_size])
             rewards = torch.tensor(right_answer(
                 completions=trainer.texts(group), completion_ids=group, letter=[row["letter"]] * len(group),
                 reference=[row["reference"]] * len(group),

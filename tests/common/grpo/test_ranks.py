@@ -1,14 +1,26 @@
-"""Draws that several processes share: together they are those of one."""
+"""What several processes share: rows, even and in order; draws, which together are those of one."""
 
 import os
 from pathlib import Path
 
+import pytest
 import torch
 import torch.multiprocessing as mp
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import distributed
 
 from common.errors import UserError
-from common.grpo.ranks import Draws, average_gradients, groups_at_once, groups_per_rank, my_share
+from common.grpo.ranks import (
+    Draws,
+    average_gradients,
+    by_group,
+    even_parts,
+    my_groups,
+    my_share,
+    rows_per_rank,
+    share,
+)
 
 ALIVE = {0: [3, 2, 0], 1: [2, 2, 1]}
 """Rows under way at each token, by process; process 0 ends first."""
@@ -31,16 +43,11 @@ def one_of_two(rank: int, folder: str) -> None:
     weight = torch.nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor([1.0, 2.0]) * (rank + 1)
     average_gradients([weight])
-    refused = []
-    for prompts, wished in ((5, 1), (6, 2)):
-        try:
-            groups_at_once(prompts, wished)
-        except UserError as error:
-            refused.append(error.what)
+    with pytest.raises(UserError, match="5 questions of 3 completions a step cannot be shared out evenly over 2"):
+        rows_per_rank(5, 3)
     out = {
         "drawn": drawn, "lonely": lonely, "after": after, "grad": weight.grad, "share": my_share("abcdef"),
-        "uneven": my_share("abc"), "none": my_share("a"), "at_once": [groups_at_once(6, n) for n in (None, 1, 5)],
-        "refused": refused,
+        "uneven": my_share("abc"), "none": my_share("a"), "groups": my_groups(3, 4), "rows": rows_per_rank(3, 4),
     }  # fmt: skip
     torch.save(out, os.path.join(folder, f"{rank}.pt"))
     distributed.destroy_process_group()
@@ -60,9 +67,9 @@ def test_two_processes_draw_what_one_would(tmp_path: Path) -> None:
     assert first["grad"].tolist() == second["grad"].tolist() == [1.5, 3.0]
     assert (first["share"], second["share"]) == (["a", "b", "c"], ["d", "e", "f"])
     assert (first["uneven"], second["uneven"]) == (["a"], ["b", "c"]) and (first["none"], second["none"]) == ([], ["a"])
-    for out in (first, second):
-        assert out["at_once"] == [3, 1, 3]
-        assert ["shared out evenly" in out["refused"][0], "does not divide the 3" in out["refused"][1]] == [True, True]
+    # The group in the middle lies on both.
+    assert (first["groups"], second["groups"]) == ({0: 4, 1: 2}, {1: 2, 2: 4})
+    assert first["rows"] == second["rows"] == 6
 
 
 def test_alone_everything_is_ones_own() -> None:
@@ -70,5 +77,42 @@ def test_alone_everything_is_ones_own() -> None:
     drawn = Draws(longest=2)(4, torch.device("cpu"))
     torch.manual_seed(3)
     assert torch.equal(drawn, torch.rand(4, 1))
-    assert groups_per_rank(7) == 7 and my_share([1, 2]) == [1, 2]
-    assert groups_at_once(6, None) == 6 and groups_at_once(6, 2) == 2
+    assert rows_per_rank(7, 4) == 28 and my_share([1, 2]) == [1, 2] and my_groups(2, 3) == {0: 3, 1: 3}
+
+
+@given(groups=st.integers(0, 12), size=st.integers(2, 9), processes=st.integers(1, 20))
+def test_shares_are_even_in_order_and_everything(groups: int, size: int, processes: int) -> None:
+    shares = [share(groups * size, number, processes) for number in range(processes)]
+    assert [row for rows in shares for row in rows] == list(range(groups * size))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    if groups * size % processes == 0:
+        assert len({len(rows) for rows in shares}) == 1
+
+
+@given(groups=st.integers(1, 12), size=st.integers(2, 9), processes=st.integers(1, 20))
+def test_a_groups_parts_are_the_group(groups: int, size: int, processes: int) -> None:
+    parts = [by_group(share(groups * size, number, processes), size) for number in range(processes)]
+    assert all(count > 0 for part in parts for count in part.values())
+    for group in range(groups):
+        assert sum(part.get(group, 0) for part in parts) == size
+    # A process has a part of neighbours, and only the first and the last of them need not be whole.
+    for part in parts:
+        assert list(part) == list(range(min(part, default=0), min(part, default=0) + len(part)))
+        assert all(count == size for count in list(part.values())[1:-1])
+
+
+@given(groups=st.integers(1, 12), size=st.integers(2, 9), at_once=st.integers(1, 12))
+def test_parts_of_a_share_are_as_few_as_fit(groups: int, size: int, at_once: int) -> None:
+    rows = groups * size
+    parts = even_parts(rows, at_once * size)
+    assert rows % parts == 0 and rows // parts <= at_once * size
+    assert not any(rows % fewer == 0 and rows // fewer <= at_once * size for fewer in range(1, parts))
+    # One process, or processes with whole groups: parts of `at_once` groups.
+    if groups % at_once == 0:
+        assert parts == groups // at_once
+
+
+def test_seven_processes_take_the_papers_step_whole() -> None:
+    """5 x 7 completions: 5 a process, which are fewer than one group's."""
+    assert [by_group(share(35, number, 7), 7) for number in (0, 1, 6)] == [{0: 5}, {0: 2, 1: 3}, {4: 5}]
+    assert even_parts(5, 7) == 1
