@@ -134,7 +134,8 @@ def memory(study: Study, shape: Shape, gpus: int, sharding: Sharding) -> dict[st
     # Logits, their log-softmax, its exponential and the gradient stand together.
     parts["logits"] = 4 * 4 * min(logits, max(CHUNK, LOGITS_KEPT))
     parts["learning"] = activations(study, shape, load)
-    parts["generating"] = cache(study, shape, load)
+    # Every weight stands on every GPU meanwhile (`ZeroSteps.whole`).
+    parts["generating"] = cache(study, shape, load) + shape.base_bytes - shape.base_bytes // whole
     parts["peak"] = fixed + max(parts["learning"] + parts["logits"], parts["generating"])
     return parts
 

@@ -157,6 +157,8 @@ def test_sharding_divides_what_it_says(small_study: Callable[..., Study]) -> Non
     assert states["weights"] == alone["weights"] == 4 * all_of_it["weights"]
     assert alone["optimiser"] == 4 * states["optimiser"] == 4 * all_of_it["optimiser"]
     assert alone["learning"] == states["learning"]
+    # To generate, stage 3 puts the weights together.
+    assert all_of_it["weights"] + all_of_it["generating"] == alone["weights"] + alone["generating"]
 
 
 def test_processes_that_split_groups_compute_prompts_again() -> None:
