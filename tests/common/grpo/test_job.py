@@ -73,6 +73,11 @@ def distance(a: State, b: State) -> float:
     return float(sum(float((a[n].double() - b[n].double()).norm() ** 2) for n in a)) ** 0.5
 
 
+def means(state: Path) -> State:
+    """AdamW's running means of the gradients."""
+    return {name: value for name, value in load_file(state).items() if name.startswith("exp_avg/")}
+
+
 def last_step(folder: Path) -> int | None:
     progress = folder / PROGRESS
     return int(json.loads(progress.read_text())["step"]) if progress.exists() else None
@@ -105,9 +110,12 @@ def test_two_processes_take_the_steps_of_one(
     proximal: float,
 ) -> None:
     """Within 1e-3 of the way that the weights went: what is left is the order of float32 sums, which AdamW's division
-    by small second moments enlarges. Completions, so rewards, are the same. The second round starts from the state
+    by small second moments enlarges. Within 5e-2 where a group is split: gradients that cancel within it are taken on
+    two processes, so what is left of them is rounding, and one weight that goes the other way for it is 1e-2. The
+    gradients' means are then within 5e-3. Completions, so rewards, are the same. The second round starts from the state
     that one process has written, so a run may change how many there are."""
     study = make_study(**settings, weight_decay=0.1, schedule="cosine")
+    tolerance = 1e-3 if study.grpo.prompts_per_step % 2 == 0 else 5e-2
     one, two = tmp_path / "state", tmp_path / "other"
     before = trainable_state(load_policy(study, tiny_model))
     for first in (0, 2):
@@ -116,10 +124,12 @@ def test_two_processes_take_the_steps_of_one(
         want, told = in_process(study, one, first, 2, before, proximal)
         got, result = run_job(launcher, tmp_path / "job", job(study, first, "other", proximal), before)
         assert (result.rewards, result.informative) == (told.rewards, told.informative)
-        assert 0 < distance(got, want) < 1e-3 * distance(want, before)
+        assert 0 < distance(got, want) < tolerance * distance(want, before)
+        mean, expected = (means(folder / f"optimizer-{first + 2}.safetensors") for folder in (two, one))
+        assert distance(mean, expected) < 5e-3 * distance(expected, {n: torch.zeros_like(t) for n, t in mean.items()})
         if study.grpo.reference_every:
             moved, reference = (load_file(folder / f"reference-{first + 2}.safetensors") for folder in (two, one))
-            assert distance(moved, reference) < 1e-3 * distance(reference, before)
+            assert distance(moved, reference) < tolerance * distance(reference, before)
         before = want
 
 
