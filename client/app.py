@@ -27,7 +27,8 @@ from collections.abc import Callable
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from client.egress import REFUSALS, Asked, answer
+from client.door import Asked
+from client.egress import REFUSALS, answer
 from client.inbox import announced, take_download, take_shard
 from client.messages import (
     approved_study,

@@ -1,6 +1,7 @@
 """`wardround-site`: what a hospital runs."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from client.site import Site, read_site
 from common.command import run as run_command
+from common.disk import named_disk_faults
 from common.errors import UserError
 from common.registry.registry import Registry
 from common.study import Study, read_study
@@ -50,7 +52,7 @@ def tell_registry(site: Site, registry: Registry) -> None:
 def count_questions(site: Site, study: Study | None, share_to: Path | None) -> list[tuple[str, str]]:
     """Rows for `check`: what the site brings to a study, or what it could ask about at all."""
     from client.checking import by_task, by_thumb, by_tokenizer, model_at_hand, own_study, summarise, training_questions
-    from client.egress import share
+    from client.summary import share
     from common.questions.codebook_file import given_codebook
     from common.registry.registry import load_registry
     from common.tasks.site_questions import site_questions
@@ -234,6 +236,9 @@ def approve(
     study: Annotated[Path, typer.Argument(help="The study's TOML file.")],
     config: Annotated[Path, typer.Option("--site", help="The site's TOML file; the approval is written there.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    until: Annotated[
+        datetime | None, typer.Option("--until", formats=["%Y-%m-%d"], help="Last day (UTC); no end unless given.")
+    ] = None,
 ) -> None:
     """Read a study and approve it: its SHA-256 is written into the site's file."""
     from client.approval import approve as write_approval
@@ -244,7 +249,7 @@ def approve(
     console.print(f"SHA-256 {resolved.hash}", soft_wrap=True)
     if not yes and not typer.confirm("Approve this study at this site?"):
         raise typer.Exit(1)
-    new = write_approval(config.resolve(), resolved.hash)
+    new = write_approval(config.resolve(), resolved.hash, None if until is None else until.date())
     console.print(f"{'approved' if new else 'was approved already'}: {config}", soft_wrap=True)
 
 
@@ -280,24 +285,37 @@ def join(
 
 
 @app.command()
-def audit(config: Config, state: StateFolder = None) -> None:
-    """List what has left this site, and check that the log is whole."""
+def audit(
+    config: Config,
+    state: StateFolder = None,
+    export: Annotated[Path | None, typer.Option("--export", help="Copy the checked log to this new file.")] = None,
+    holds: Annotated[
+        str, typer.Option("--holds", help="A head that was noted before; it must still stand in the log.")
+    ] = "",
+) -> None:
+    """List what has left this site, check that the log is whole, and print its head: the hash of its last line."""
     from client.audit import first_broken, whole_lines
 
     site = site_in(config, state)
     place = site.state / "audit.jsonl"
-    if not place.exists():
+    if not whole_lines(place):
         console.print(f"Nothing has left this site so far ({place}).", soft_wrap=True)
         return
     broken = first_broken(place)
     table = Table("n", "what", "study", "run", "round", "bytes", "besides", title=str(place))
-    for line in whole_lines(place)[:broken]:
-        entry = json.loads(line)
+    entries = [json.loads(line) for line in whole_lines(place)[:broken]]
+    for entry in entries:
         short = (str(entry[k])[:12] for k in ("n", "kind", "study", "run", "round", "bytes"))
         table.add_row(*short, entry.get("detail", ""))
     console.print(table)
     if broken is not None:
         raise UserError(f"{place}: line {broken + 1} does not continue the chain.", "Keep the file and tell security.")
+    if holds and holds not in [entry["hash"] for entry in entries]:
+        raise UserError(f"{place}: the noted head is not in it: lines are gone.", "Keep the file and tell security.")
+    console.print(f"whole, {len(entries)} lines; head {entries[-1]['hash']}", soft_wrap=True)
+    if export is not None:
+        with named_disk_faults(export), export.open("x", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in whole_lines(place)[: len(entries)])
 
 
 @app.command()

@@ -39,7 +39,7 @@ def counted(site: Site, study: Study, layout: Layout | None) -> Counted:
     minimum = site.settings.policy.minimum_patients
     if layout is None:
         cells = keep(folder / "values.parquet", lambda: count_values(rows, registry.features, minimum))
-        return Counted(patients, registry.features, cells)
+        return Counted(patients, registry.features, None, cells)
     first = folder / "layout.json"
     if not first.exists():
         write(first, lambda part: part.write_text(layout.model_dump_json()))
@@ -48,7 +48,7 @@ def counted(site: Site, study: Study, layout: Layout | None) -> Counted:
     # All declared columns, those without use here too, so that a quantity has the same times at every site.
     declared = site.registry.features
     pairs = keep(folder / "pairs.parquet", lambda: count_pairs(widen(rows, declared), declared, layout))
-    return Counted(patients, (), pairs)
+    return Counted(patients, (), layout, pairs)
 
 
 def keep(path: Path, count: Callable[[], pl.DataFrame]) -> pl.DataFrame:

@@ -2,27 +2,26 @@
 
 A reply is one of the record classes of `replies.py`; their fields are all that can leave, under names that stand in
 this file (tensor names come from the coordinator's own model). Figures rest on at least
-`Policy.minimum_patients` patients or do not leave. What goes wrong inside leaves as a number and a fixed
-sentence; the exception itself goes to a log file that stays here. Each passage is written to the audit log
-before the reply is handed over.
+`Policy.minimum_patients` patients or do not leave. The finished message is held against the allow-list once more
+(`allowed.py`). What goes wrong inside leaves as a number and a fixed sentence; the exception itself goes to a log file
+that stays here. Each passage is written to the audit log before the reply is handed over.
 """
 
 import hashlib
-import json
-import math
+import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
-import numpy as np
 import polars as pl
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from client import audit, policy
+from client.allowed import check_allowed
 from client.bulk import upload
-from client.policy import Policy, Refusal, check_patients
+from client.cells import counted_records
+from client.door import Asked, Door
+from client.policy import NOT_ALLOWED, Refusal, check_patients
 from client.progress import Progress
 from client.replies import (
     Acknowledged,
@@ -33,15 +32,13 @@ from client.replies import (
     Handed,
     Held,
     Reply,
-    Summarised,
     Trained,
     Uploaded,
 )
+from client.sense import check_beat, check_kind, check_repeats, check_sense, check_update
 from common.bulk.beat import Beat
 from common.bulk.opening import ChannelRefused
-from common.disk import named_disk_faults
 from common.errors import UserError
-from common.registry.registry import printed
 from common.transfer.records import MODEL_MISSING, NO_CHANNEL, PAYLOAD_MISSING, SHARD, inline_shard, shard_record
 
 REFUSALS = {
@@ -58,6 +55,10 @@ REFUSALS = {
     policy.JOB_ENDED: "local training ended at this site before it was done: see its job's log",
     policy.BUDGET_SPENT: "this round would cost more privacy than this site has left for the study",
     policy.LEDGER_BROKEN: "this site's privacy ledger has been changed: see the site's own copy",
+    policy.NOT_ALLOWED: "what the work made is not what may leave this site: see the site's audit log",
+    policy.APPROVAL_ENDED: "this site's approval of the study has ended",
+    policy.TOO_MANY_ANSWERS: "this site has given as many different answers to the round as it gives",
+    policy.LOG_CLOSED: "this site cannot write its audit log, and nothing leaves without",
     policy.RUN_REMOVED: "this site has removed the run's state: start the study as a new run",
     MODEL_MISSING: "this site has no model that the message's could be made from",
     PAYLOAD_MISSING: "this site has no such update that may leave",
@@ -66,58 +67,30 @@ REFUSALS = {
 }
 
 
-@dataclass(frozen=True)
-class Door:
-    """Where a message is answered: the site's name, policy and the folder of its logs."""
-
-    site: str
-    policy: Policy
-    state: Path
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a passage in the audit log says about the question: study hash, run, round."""
-
-    study: str = ""
-    run: str = ""
-    round: int = 0
-
-
-def finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise Refusal(policy.INTERNAL)
-    return value
-
-
 def records(reply: Reply, door: Door) -> RecordDict:
     """The allow-list: what of each reply leaves, and under which name.
 
     Raises:
-        Refusal: too few patients behind a figure, or a figure that is not finite.
-        BadUpdate: the update does not decode to a change of the model.
+        Refusal: an update or counts that are not what they should be, or too few patients behind the counts.
     """
     match reply:
         case Described(site):
             return RecordDict({"site": ConfigRecord({"name": site})})
         case Configured():
-            check_patients(door.policy, reply.patients)
             sizes = {} if reply.private else {"patients": reply.patients, "questions": reply.questions}
             return RecordDict({"counts": MetricRecord(dict(sizes))})
         case Counted():
             check_patients(door.policy, reply.patients)
             return counted_records(reply, door.policy)
         case Evaluated():
-            check_patients(door.policy, reply.patients)
             counts = {"patients": reply.patients, "questions": reply.questions, "right": reply.right}
             return RecordDict(
                 {
                     "manifest": ConfigRecord({"round": reply.round}),
-                    "counts": MetricRecord({**counts, "boxed": reply.boxed, "seconds": finite(reply.seconds)}),
+                    "counts": MetricRecord({**counts, "boxed": reply.boxed, "seconds": reply.seconds}),
                 }
             )
         case Trained():
-            check_patients(door.policy, reply.patients)
             check_update(reply, door)
             metrics: dict[str, int | float] = (
                 {}
@@ -125,10 +98,10 @@ def records(reply: Reply, door: Door) -> RecordDict:
                 else {
                     "patients": reply.patients,
                     "questions": reply.questions,
-                    "reward": finite(reply.reward),
-                    "informative": finite(reply.informative),
-                    "generating_s": finite(reply.generating_s),
-                    "learning_s": finite(reply.learning_s),
+                    "reward": reply.reward,
+                    "informative": reply.informative,
+                    "generating_s": reply.generating_s,
+                    "learning_s": reply.learning_s,
                 }
             )
             payload = reply.outbox.payload(reply.manifest.sha256)
@@ -136,7 +109,7 @@ def records(reply: Reply, door: Door) -> RecordDict:
                 {
                     "manifest": ConfigRecord({"round": reply.round, **reply.manifest.to_dict()}),
                     "metrics": MetricRecord(dict(metrics)),
-                    **inline_shard(payload, reply.manifest, reply.inline_bytes),
+                    **inline_shard(payload, reply.manifest, reply.transfer.inline_bytes),
                 }
             )
         case Handed(outbox, sha256, number):
@@ -147,28 +120,6 @@ def records(reply: Reply, door: Door) -> RecordDict:
             return RecordDict({"held": ConfigRecord({"shards": shards})})
         case Acknowledged(number):
             return RecordDict({"manifest": ConfigRecord({"round": number})})
-
-
-def check_update(reply: Trained, door: Door) -> None:
-    """Decode the file that would leave, as the coordinator will: what is no change of this model does not leave.
-
-    Raises:
-        BadUpdate: it does not decode to a change of the model.
-    """
-    from common.update.chain import decode
-    from common.update.payload import read_payload
-
-    update = read_payload(reply.outbox.payload(reply.manifest.sha256), door.site)
-    decode(reply.steps, reply.model, update, door.site)
-
-
-def counted_records(reply: Counted, permitted: Policy) -> RecordDict:
-    enough = pl.col("patients") >= permitted.minimum_patients
-    cells = reply.cells.filter(enough) if reply.names else reply.cells.with_columns(pl.col("count") * enough)
-    features = [printed(feature).model_dump(mode="json", exclude_defaults=True) for feature in reply.features]
-    texts = {"cells": json.dumps(cells.select(reply.names).rows()), "features": json.dumps(features)}
-    counts = Array(cells["count"].to_numpy().astype(np.int64))
-    return RecordDict({"counts": ArrayRecord({"counts": counts}), "cells": ConfigRecord(dict(texts))})
 
 
 def detail(reply: Reply, door: Door) -> str:
@@ -210,9 +161,12 @@ def weigh(content: RecordDict) -> tuple[int, str]:
 
 def release(door: Door, asked: Asked, reply: Reply, message: Message) -> Message:
     """Let a reply out: check it, log it, hand it over. An upload comes after the log too, and before its answer."""
-    content = records(reply, door)
+    check_kind(reply, door, asked)
+    content, kind = records(reply, door), type(reply).__name__
+    check_allowed(kind, content, withheld(reply))
+    check_sense(reply, door, asked)
     size, digest = weigh(content)
-    kind = type(reply).__name__
+    check_repeats(door, asked, kind, digest)
     passage = audit.Passage(kind, asked.study, asked.run, asked.round, size, digest, detail(reply, door))
     audit.append(door.state / "audit.jsonl", passage)
     if isinstance(reply, Trained):
@@ -222,55 +176,42 @@ def release(door: Door, asked: Asked, reply: Reply, message: Message) -> Message
     return Message(content, reply_to=message)
 
 
-def refuse(door: Door, asked: Asked, code: int, message: Message) -> Message:
-    """Let a refusal out: its number and its fixed sentence."""
+def withheld(reply: Reply) -> bool:
+    """Whether the study has patient-level privacy, with which no figure leaves."""
+    match reply:
+        case Configured():
+            return reply.private
+        case Trained():
+            return reply.epsilon is not None
+    return False
+
+
+def log_refusal(door: Door, asked: Asked, code: int, rule: str) -> str:
+    """Returns the refusal's fixed sentence."""
     text = REFUSALS[code]
     size, digest = len(text), hashlib.sha256(text.encode()).hexdigest()
-    passage = audit.Passage("Refused", asked.study, asked.run, asked.round, size, digest)
-    audit.append(door.state / "audit.jsonl", passage)
-    return Message(Error(code, text), reply_to=message)
+    why = f"{code}: {rule}" if rule else str(code)
+    audit.append(
+        door.state / "audit.jsonl", audit.Passage("Refused", asked.study, asked.run, asked.round, size, digest, why)
+    )
+    return text
 
 
-def summary_text(summary: Summarised, least: int) -> str:
-    """Counts are rounded down to a multiple of the minimum, so that the difference of two does not tell a few patients
-    either. What rests on fewer is held back, an outcome's answer by name too: it may be a value that is rare."""
-    lines = [f"Counts are rounded down to a multiple of {least}.", f"patients: {summary.patients // least * least}"]
-    for (what,), part in summary.cells.group_by("what", maintain_order=True):
-        told = part.filter(pl.col("patients") >= least)
-        for name, count, patients in told.select("name", "count", "patients").iter_rows():
-            behind = f" questions about {patients // least * least} patients" if what == "task" else " patients"
-            lines.append(f"{what}: {name}: {count // least * least}{behind}")
-        if told.height < part.height:
-            few = part.filter(pl.col("patients") < least)["name"].to_list()
-            which = f"{len(few)} answers" if what == "outcome" else ", ".join(few)
-            lines.append(f"{what}: withheld, fewer than {least} patients: {which}")
-    return "\n".join(lines) + "\n"
-
-
-def share(door: Door, study: str, summary: Summarised, path: Path) -> None:
-    """Write a summary for others to a file, and first into the audit log.
-
-    Raises:
-        UserError: the site has too few patients to tell anything.
-    """
-    least = door.policy.minimum_patients
-    if summary.patients < least:
-        raise UserError(
-            f"Site {door.site}: fewer than {least} patients, too few for a summary to leave.",
-            "Ask who keeps the site's policy.minimum_patients.",
-        )
-    data = f"site: {door.site}\n{summary_text(summary, least)}".encode()
-    few = summary.cells.filter(pl.col("patients") < least).height
-    held = f"{few} of {summary.cells.height} counts held back"
-    passage = audit.Passage("Summarised", study, "", 0, len(data), hashlib.sha256(data).hexdigest(), held)
-    audit.append(door.state / "audit.jsonl", passage)
-    with named_disk_faults(path):
-        path.write_bytes(data)
+def refuse(door: Door, asked: Asked, refusal: Refusal, message: Message) -> Message:
+    """Let a refusal out: its number and its fixed sentence. One with another number was made elsewhere."""
+    code, rule = (refusal.code, refusal.rule) if refusal.code in REFUSALS else (policy.INTERNAL, "")
+    return Message(Error(code, log_refusal(door, asked, code, rule)), reply_to=message)
 
 
 def beat_of(door: Door, progress: Progress) -> Beat | None:
-    """What a heartbeat says, written to the audit log first; None where the site's policy is not to tell."""
+    """What a heartbeat says, written to the audit log first; None where the site's policy is not to tell, or where
+    the note is not about steps that this site takes."""
     if not door.policy.tell_progress:
+        return None
+    try:
+        check_beat(progress, door)
+    except Refusal as refusal:
+        log_refusal(door, Asked(), refusal.code, refusal.rule)
         return None
     beat = Beat(
         site=door.site, study=progress.study, run=progress.run, round=progress.round,
@@ -290,21 +231,34 @@ def keep_traceback(door: Door) -> None:
 
 
 def answer(door: Door, asked: Asked, message: Message, work: Callable[[], Reply]) -> Message:
-    """Do the work behind a message and let its outcome through the door.
+    """Do the work behind a message and let its outcome through the door."""
+    try:
+        return outcome(door, asked, message, work)
+    except OSError:
+        # The logs cannot be written. The text, which has paths, stays in this process's own output.
+        traceback.print_exc(file=sys.stderr)
+        return Message(Error(policy.LOG_CLOSED, REFUSALS[policy.LOG_CLOSED]), reply_to=message)
 
-    Whatever is raised inside may hold a patient's values in its text, and Flower would send that text to the
-    coordinator; so here, and only here, every exception is caught.
+
+def outcome(door: Door, asked: Asked, message: Message, work: Callable[[], Reply]) -> Message:
+    """Whatever is raised inside may hold a patient's values in its text, and Flower would send that text to the
+    coordinator; so here, and only here, every exception is caught, an end of the process (SystemExit) too.
+
+    Raises:
+        OSError: a log cannot be written.
     """
     try:
         return release(door, asked, work(), message)
     except Refusal as refusal:
-        return refuse(door, asked, refusal.code, message)
+        if refusal.code == NOT_ALLOWED:
+            keep_traceback(door)
+        return refuse(door, asked, refusal, message)
     except ChannelRefused:
         keep_traceback(door)
-        return refuse(door, asked, policy.BULK_FAILED, message)
+        return refuse(door, asked, Refusal(policy.BULK_FAILED), message)
     except UserError:
         keep_traceback(door)
-        return refuse(door, asked, policy.SITE_CONFIGURATION, message)
-    except Exception:
+        return refuse(door, asked, Refusal(policy.SITE_CONFIGURATION), message)
+    except (Exception, SystemExit):
         keep_traceback(door)
-        return refuse(door, asked, policy.INTERNAL, message)
+        return refuse(door, asked, Refusal(policy.INTERNAL), message)

@@ -59,7 +59,7 @@ def take_download(run: Path, message: Message, channel: Channel, transfer: Trans
                 download(channel, transfer, manifest, place)
         except BadPayload:
             raise Refusal(BAD_MODEL) from None
-    return Held(len(manifest.shards))
+    return Held(len(manifest.shards), len(manifest.shards))
 
 
 def take_shard(run: Path, message: Message) -> Held:
@@ -75,10 +75,10 @@ def take_shard(run: Path, message: Message) -> Held:
     place = payload_place(run, manifest.sha256)
     with only_one(inbox(run) / "lock"):
         if place.exists():
-            return Held(len(manifest.shards))
+            return Held(len(manifest.shards), len(manifest.shards))
         number = number_of(message)
         try:
             data = b"" if number is None else shard_in(message.content)
-            return Held(append_shard(place, manifest, number, data))
+            return Held(append_shard(place, manifest, number, data), len(manifest.shards))
         except BadPayload:
             raise Refusal(BAD_MODEL) from None

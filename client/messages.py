@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flwr.app import ConfigRecord, Message
 
-from client.egress import Asked
+from client.door import Asked
 from client.policy import (
     BAD_CODEBOOK,
     BAD_MODEL,

@@ -1,9 +1,10 @@
 """What this hospital permits. It comes from the site's own file, never from a message."""
 
 import re
+from datetime import UTC, date, datetime
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from common.strict import Strict
 from common.study import Study
@@ -19,19 +20,30 @@ class Policy(Strict):
     """Every study is approved: for simulations, where the coordinator and the hospitals are one person."""
     approved: tuple[Hash, ...] = ()
     """SHA-256 of the studies that were read and approved (`wardround plan STUDY` prints it)."""
+    until: dict[Hash, date] = {}
+    """Approved study -> the last day (UTC) on which anything of it leaves; without an end unless given."""
     minimum_patients: int = Field(default=MINIMUM_PATIENTS, ge=1)
     tell_progress: bool = True
     """Whether the coordinator hears how many local steps are done while this site trains."""
     max_epsilon: float | None = Field(default=None, gt=0)
     """What a private study may cost its patients here; what the approved study plans as a whole unless given."""
 
+    @model_validator(mode="after")
+    def ends_are_of_approvals(self) -> "Policy":
+        if not self.approve_all and not set(self.until) <= set(self.approved):
+            raise ValueError("until names a study that is not in approved; add it there or remove its date")
+        return self
+
 
 class Refusal(Exception):
-    """The site says no. `code` is one of `client.egress.REFUSALS`; nothing else about the cause leaves."""
+    """The site says no. `code` is one of `client.egress.REFUSALS`; nothing else about the cause leaves.
 
-    def __init__(self, code: int) -> None:
-        super().__init__(str(code))
-        self.code = code
+    `rule` is for the site's own audit log: which rule was broken, in fixed words and never with a value.
+    """
+
+    def __init__(self, code: int, rule: str = "") -> None:
+        super().__init__(f"{code} {rule}")
+        self.code, self.rule = code, rule
 
 
 NOT_APPROVED = 1001
@@ -50,6 +62,10 @@ BUDGET_SPENT = 1020
 LEDGER_BROKEN = 1021
 
 BULK_FAILED = 1013
+NOT_ALLOWED = 1014
+APPROVAL_ENDED = 1015
+TOO_MANY_ANSWERS = 1016
+LOG_CLOSED = 1017
 
 RUN_NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,99}$")
 
@@ -58,12 +74,27 @@ def check_study(policy: Policy, study: Study, claimed: str) -> None:
     """Refuse a study whose hash is not what was claimed, or that this site has not approved.
 
     Raises:
-        Refusal: NOT_THE_STUDY or NOT_APPROVED.
+        Refusal: NOT_THE_STUDY, NOT_APPROVED or APPROVAL_ENDED.
     """
     if study.hash != claimed:
         raise Refusal(NOT_THE_STUDY)
-    if not policy.approve_all and study.hash not in policy.approved:
+    check_approved(policy, study.hash)
+
+
+def check_approved(policy: Policy, digest: str) -> None:
+    """Refuse a study that this site has not approved, or not for today.
+
+    Args:
+        digest: SHA-256 of the study.
+
+    Raises:
+        Refusal: NOT_APPROVED or APPROVAL_ENDED.
+    """
+    if not policy.approve_all and digest not in policy.approved:
         raise Refusal(NOT_APPROVED)
+    last = policy.until.get(digest)
+    if last is not None and datetime.now(UTC).date() > last:
+        raise Refusal(APPROVAL_ENDED)
 
 
 def check_patients(policy: Policy, patients: int) -> None:

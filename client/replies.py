@@ -8,7 +8,9 @@ import polars as pl
 from client.bulk import Channel
 from client.outbox import Outbox
 from common.bulk.opening import Transfer
+from common.federation import Transfer as TransferSpec
 from common.questions.counts import KEY
+from common.questions.joint import Layout
 from common.registry.config import Feature
 from common.transfer.manifest import Manifest
 
@@ -47,6 +49,8 @@ class Counted:
     patients: int
     features: tuple[Feature, ...]
     """How the site declares the columns that are counted, without its raw codes and cleaning; none with pairs."""
+    layout: Layout | None
+    """Of pairs: the classes that were asked for. Does not leave."""
     cells: pl.DataFrame
     """`count`, `patients` behind it (does not leave) and, of values, the columns of `counts.KEY`."""
 
@@ -69,8 +73,8 @@ class Trained:
     """What of the coordinator's model the update changes. Does not leave."""
     steps: "list[Step]"
     """The study's update chain, which made the update. Does not leave."""
-    inline_bytes: int
-    """An update up to this size goes with the answer. Does not leave."""
+    transfer: TransferSpec
+    """The study's: the size of the shards, and up to which an update goes with the answer. Does not leave."""
     round: int
     patients: int
     questions: int
@@ -121,6 +125,8 @@ class Held:
     """Answer to `query.model`: how many shards of the model are here."""
 
     shards: int
+    of: int
+    """How many the coordinator announced. Does not leave."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from flwr.app import Context
 from pydantic import Field
 
 from client.bulk import Channel
-from client.egress import Door
+from client.door import Door
 from client.policy import Policy, Refusal
 from common.address import Address, parse_address
 from common.bulk.pace import Pace

@@ -9,13 +9,14 @@ Everything lasting is under the site's folder, since a new process may answer ea
     studies/HASH/pass_rates.parquet    of the base model, where the study drops questions by them
     studies/HASH/runs/RUN/             optimiser state, what is left over, last.json: the last answer to `train`;
                                        progress.json, how far the local steps are;
-                                       steps-ROUND.json, rewards and signs of reward hacking by step, never leaves
+                                       steps-ROUND.json, rewards and signs of reward hacking by step, never leaves;
+                                       evaluated-ROUND.json, the round's last answer to `evaluate`
     studies/HASH/runs/RUN/{model,inbox,outbox}/    see round_model.py, inbox.py, outbox.py
     studies/HASH/runs/RUN/job/         the training job's log and files, where the site has a launcher
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -329,20 +330,31 @@ class SiteStudy:
         return charge(self.site.state / LEDGER, self.study, task.run, task.round, occasion, limit)
 
     def trained(self, outbox: Outbox, manifest: Manifest, before: State, figures: dict[str, Any]) -> Trained:
-        steps, inline_bytes = chain(self.study.update), self.study.transfer.inline_bytes
-        return Trained(outbox, manifest, before, steps, inline_bytes, **figures)
+        decimals = {"reward": 4, "informative": 4, "generating_s": 2, "learning_s": 2}
+        told = {name: round(value, decimals[name]) if name in decimals else value for name, value in figures.items()}
+        return Trained(outbox, manifest, before, chain(self.study.update), self.study.transfer, **told)
 
     def evaluate(self, task: Task, model: State) -> Evaluated:
-        """Counts over the validation questions, answered by the round's model."""
+        """Counts over the validation questions, answered by the round's model.
+
+        Asked again about the same model in the same round, the site says the same.
+        """
+        place, asked = self.folder / "runs" / task.run / f"evaluated-{task.round:04d}.json", sha256(model)
+        kept = json.loads(place.read_text()) if place.exists() else None
+        if kept is not None and kept["model"] == asked:
+            return Evaluated(**kept["answer"])
         policy = self.policy(model)
         start = perf_counter()
         answered = answer(policy, self.questions("validation"), self.study.evaluation)
         earned = right(answered).sum()
-        return Evaluated(
+        evaluated = Evaluated(
             round=task.round,
             patients=answered["patient"].n_unique(),
             questions=answered.height,
             right=int(earned),
             boxed=int(answered["boxed"].is_not_null().sum()),
-            seconds=perf_counter() - start,
+            seconds=round(perf_counter() - start, 2),
         )
+        told = json.dumps({"model": asked, "answer": asdict(evaluated)})
+        write(place, lambda part: part.write_text(told))
+        return evaluated

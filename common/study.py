@@ -21,7 +21,7 @@ from common.privacy import Privacy, check_private
 from common.strict import Fraction, Positive, Strict, checked, read_toml
 
 PrefixRoute = Literal["auto", "expanded", "packed", "plain"]
-SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
 CODEBOOK_ORIGINS = ("site", "federated")
 CODEBOOK_FILE = "file"

@@ -16,17 +16,21 @@ from safetensors.torch import save_file
 from client import policy
 from client.app import app
 from client.audit import first_broken
-from client.egress import REFUSALS, Asked, Door, answer, records
+from client.door import Asked, Door
+from client.egress import REFUSALS, answer, records
 from client.outbox import Outbox
 from client.policy import Policy, Refusal
 from client.replies import Configured, Handed, Trained
 from common.errors import UserError
-from common.federation import Update
+from common.federation import Transfer, Update
 from common.study import Study, parse_study
 from common.transfer.records import PAYLOAD_MISSING, shard_in
 from common.update.chain import chain
-from common.update.tensors import BadUpdate, State
+from common.update.tensors import State
 
+TRANSFER = Transfer(shard_mb=30e-6, inline_mb=1e-3)
+IN_SHARDS = TRANSFER.model_copy(update={"inline_mb": 0.0})
+ASKED = Asked("0" * 64, "run", 1)
 SECRET = "Mrs Example, 1931-04-02"
 REGISTRY = Path(__file__).parents[2] / "site_configs" / "synthetic" / "_registry.toml"
 
@@ -107,6 +111,35 @@ def test_a_withdrawn_approval_stops_training(tmp_path: Path) -> None:
     assert ask("train", later, round=record, model=ArrayRecord({})).error.code == policy.NOT_APPROVED
 
 
+OVERRIDES = {
+    "a policy record": {"policy": ConfigRecord({"approve_all": True, "minimum_patients": 1})},
+    "a study that brings a policy": {"study": {"client": {"policy": {"approve_all": True}}}},
+    "a study that brings a minimum": {"study": {"minimum_patients": 1}},
+}
+
+
+@pytest.mark.parametrize("more", OVERRIDES.values(), ids=OVERRIDES)
+def test_no_message_changes_the_sites_policy(tmp_path: Path, more: dict[str, Any]) -> None:
+    """Nor does the run's configuration, which the coordinator chooses."""
+    path = site_file(tmp_path, client="[client.policy]\nminimum_patients = 500\n")
+    node = context_of(path).node_config
+    context = Context(1, 2, node, RecordDict(), {"approve-all": True, "minimum_patients": 1, "site-config": "/etc"})
+    values = study().canonical() | more.get("study", {})
+    record = ConfigRecord({"json": json.dumps(values), "hash": study().hash})
+    content = {name: part for name, part in more.items() if name != "study"}
+    refused = ask("query.configure", context, study=record, **content)
+    assert refused.error.code == (policy.BAD_REQUEST if "study" in more else policy.NOT_APPROVED)
+    assert audit_kinds(context) == ["Refused"]
+
+
+def test_an_approval_that_has_ended_stops_training(tmp_path: Path) -> None:
+    digest = study().hash
+    allowed = f'[client.policy]\napproved = ["{digest}"]\n[client.policy.until]\n{digest} = '
+    assert configure(context_of(site_file(tmp_path, client=allowed + "2999-01-01\n")), study()).has_content()
+    ended = context_of(site_file(tmp_path, client=allowed + "2024-01-01\n"))
+    assert configure(ended, study()).error.code == policy.APPROVAL_ENDED
+
+
 def test_too_few_patients_stay_at_home(tmp_path: Path) -> None:
     small = site_file(tmp_path, client="[client.policy]\nminimum_patients = 500\n")
     context = context_of(small, **{"approve-all": True})
@@ -138,7 +171,7 @@ def test_a_run_name_that_is_no_plain_name_is_refused(tmp_path: Path, run: str) -
 
 
 def door(folder: Path) -> Door:
-    return Door("a", Policy(), folder)
+    return Door("a", Policy(approve_all=True), folder)
 
 
 def question() -> Message:
@@ -161,8 +194,8 @@ def test_what_an_exception_says_stays_here(tmp_path: Path, error: Exception) -> 
 def trained(folder: Path, update: State | None = None, **changes: Any) -> Trained:
     model, outbox = {"w": torch.zeros(2)}, Outbox(folder / "outbox")
     made = update or {"w": torch.zeros(2, dtype=torch.int32)}
-    manifest = outbox.put(lambda part: save_file(made, part), 30)
-    values = {"outbox": outbox, "manifest": manifest, "model": model, "steps": chain(Update()), "inline_bytes": 1000,
+    manifest = outbox.put(lambda part: save_file(made, part), TRANSFER.shard_bytes)
+    values = {"outbox": outbox, "manifest": manifest, "model": model, "steps": chain(Update()), "transfer": TRANSFER,
               "round": 1, "patients": 20, "questions": 40, "reward": 0.5, "informative": 0.5,
               "generating_s": 1.0, "learning_s": 1.0}  # fmt: skip
     return Trained(**(values | changes))
@@ -183,13 +216,13 @@ def shards(outbox: Outbox, sha256: str, numbers: list[int], folder: Path) -> byt
 
 
 def test_shards_leave_of_an_update_that_was_let_out_and_of_no_other(tmp_path: Path) -> None:
-    reply = trained(tmp_path, inline_bytes=0)
+    reply = trained(tmp_path, transfer=IN_SHARDS)
     digest, count = reply.manifest.sha256, len(reply.manifest.shards)
     assert count > 1
     with pytest.raises(Refusal) as early:
         shards(reply.outbox, digest, [0], tmp_path)
     assert early.value.code == PAYLOAD_MISSING
-    let_out = answer(door(tmp_path), Asked(), question(), lambda: reply)
+    let_out = answer(door(tmp_path), ASKED, question(), lambda: reply)
     assert set(let_out.content) == {"manifest", "metrics"}, "nothing of the update is in the answer itself"
     whole = shards(reply.outbox, digest, list(range(count)), tmp_path)
     assert whole == reply.outbox.payload(digest).read_bytes()
@@ -208,8 +241,8 @@ def test_shards_leave_of_an_update_that_was_let_out_and_of_no_other(tmp_path: Pa
 
 
 def test_an_update_that_changed_on_the_disk_does_not_leave(tmp_path: Path) -> None:
-    reply = trained(tmp_path, inline_bytes=0)
-    answer(door(tmp_path), Asked(), question(), lambda: reply)
+    reply = trained(tmp_path, transfer=IN_SHARDS)
+    answer(door(tmp_path), ASKED, question(), lambda: reply)
     payload = reply.outbox.payload(reply.manifest.sha256)
     payload.write_bytes(payload.read_bytes()[:-1] + b"x")
     last = len(reply.manifest.shards) - 1
@@ -223,28 +256,3 @@ def test_the_app_is_light_enough_to_be_started_for_a_shard() -> None:
     code = "import client.app, sys; print(*sorted({'torch', 'transformers', 'trl', 'sklearn'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
-
-
-@pytest.mark.parametrize("figure", ["reward", "informative", "generating_s", "learning_s"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_figure_that_is_not_finite_does_not_leave(tmp_path: Path, figure: str, value: float) -> None:
-    with pytest.raises(Refusal):
-        records(trained(tmp_path, **{figure: value}), door(tmp_path))
-
-
-@pytest.mark.parametrize(
-    "update",
-    [
-        {"w": torch.zeros(2, dtype=torch.int32), SECRET: torch.zeros(1, dtype=torch.int32)},
-        {SECRET: torch.zeros(2, dtype=torch.int32)},
-        {"w": torch.zeros(2000, dtype=torch.int32)},
-    ],
-)
-def test_tensors_that_the_model_does_not_have_do_not_leave(tmp_path: Path, update: dict[str, torch.Tensor]) -> None:
-    with pytest.raises(BadUpdate):
-        records(trained(tmp_path, update), door(tmp_path))
-
-
-def test_an_update_of_too_few_patients_does_not_leave(tmp_path: Path) -> None:
-    with pytest.raises(Refusal):
-        records(trained(tmp_path, patients=policy.MINIMUM_PATIENTS - 1), door(tmp_path))

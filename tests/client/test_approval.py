@@ -1,4 +1,5 @@
 import tomllib
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,19 @@ def test_an_approval_is_added_and_the_rest_stays(config: Path, more: str) -> Non
     assert after.settings.policy.minimum_patients == before.settings.policy.minimum_patients
     assert after.registry == before.registry
     assert "# the hospital's name" in config.read_text()
+
+
+ENDING = f'{POLICY}approved = ["{ONE}"]\n[client.policy.until]\n{ONE} = 2030-01-01\n'
+
+
+@pytest.mark.parametrize("more", ["", POLICY, ENDING])
+def test_an_approval_may_end(config: Path, more: str) -> None:
+    config.write_text(SITE + more)
+    before = read_site(config, config.parent).settings.policy
+    assert approve(config, TWO, date(2031, 12, 31))
+    after = read_site(config, config.parent).settings.policy
+    assert after.until == before.until | {TWO: date(2031, 12, 31)}
+    assert after.approved == (*before.approved, TWO)
 
 
 def test_twice_is_once(config: Path) -> None:

@@ -8,8 +8,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from client.checking import by_task, by_thumb, by_tokenizer, feature_lines, summarise
-from client.egress import Door, share, summary_text
+from client.door import Door
 from client.policy import Policy
+from client.summary import share, summary_text
 from common.errors import UserError
 from common.models.policy import load_policy
 from common.questions.building import SCHEMA
@@ -94,4 +95,5 @@ def test_a_site_with_too_few_patients_shares_nothing(ward: Registry, tmp_path: P
     door = Door("ward", Policy(minimum_patients=58), tmp_path / "state")
     with pytest.raises(UserError, match="too few for a summary"):
         share(door, "", summarise(ward, []), tmp_path / "summary.txt")
-    assert not (tmp_path / "summary.txt").exists() and not door.state.exists()
+    assert not (tmp_path / "summary.txt").exists()
+    assert '"kind": "Refused"' in (door.state / "audit.jsonl").read_text()

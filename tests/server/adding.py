@@ -13,9 +13,10 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from safetensors.torch import save, save_file
 
-from client.egress import Asked, Door, answer
+from client.door import Door
+from client.egress import answer
 from client.inbox import take_shard
-from client.messages import shard_in_demand
+from client.messages import asked_in, shard_in_demand
 from client.outbox import Outbox
 from client.policy import Policy
 from client.replies import Evaluated, Handed, Trained
@@ -59,18 +60,19 @@ class Adding:
         @app.train()
         def train(message: Message, context: Context) -> Message:
             site = self.site(context)
-            return answer(self.door(site), Asked(), message, lambda: self.train(message, site))
+            return answer(self.door(site), asked_in(message, "round"), message, lambda: self.train(message, site))
 
         @app.query("model")
         def model(message: Message, context: Context) -> Message:
             site = self.site(context)
-            return answer(self.door(site), Asked(), message, lambda: take_shard(self.folder / site, message))
+            asked = asked_in(message, "round")
+            return answer(self.door(site), asked, message, lambda: take_shard(self.folder / site, message))
 
         @app.query("shard")
         def shard(message: Message, context: Context) -> Message:
             site = self.site(context)
             work = partial(Handed, self.outbox(site), *shard_in_demand(message))
-            return answer(self.door(site), Asked(), message, work)
+            return answer(self.door(site), asked_in(message, "round"), message, work)
 
         @app.query("acknowledge")
         def acknowledge(message: Message, context: Context) -> Message:
@@ -80,7 +82,7 @@ class Adding:
         @app.evaluate()
         def evaluate(message: Message, context: Context) -> Message:
             site = self.site(context)
-            return answer(self.door(site), Asked(), message, lambda: self.evaluate(message, site))
+            return answer(self.door(site), asked_in(message, "round"), message, lambda: self.evaluate(message, site))
 
         return app
 
@@ -88,7 +90,7 @@ class Adding:
         return str(context.node_config["name"])
 
     def door(self, site: str) -> Door:
-        return Door(site, Policy(), self.folder / site)
+        return Door(site, Policy(approve_all=True), self.folder / site)
 
     def outbox(self, site: str) -> Outbox:
         return Outbox(self.folder / site / "outbox")
@@ -106,7 +108,7 @@ class Adding:
         steps, spec = chain(self.study.update), self.study.transfer
         update = encode(steps, before, after, {})[0]
         manifest = self.outbox(site).put(lambda part: save_file(update, part), spec.shard_bytes)
-        return Trained(self.outbox(site), manifest, before, steps, spec.inline_bytes, number, **FIGURES)
+        return Trained(self.outbox(site), manifest, before, steps, spec, number, **FIGURES)
 
 
 def payload(data: bytes, number: int, **figures: float) -> RecordDict:

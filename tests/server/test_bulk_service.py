@@ -12,7 +12,8 @@ import pytest
 from flwr.app import Message, RecordDict
 
 from client.bulk import Channel, download, upload
-from client.egress import REFUSALS, Asked, Door, answer
+from client.door import Asked, Door
+from client.egress import REFUSALS, answer
 from client.outbox import Outbox
 from client.policy import BULK_FAILED, Policy
 from client.replies import Uploaded
@@ -320,7 +321,7 @@ def test_each_site_has_a_bandwidth_of_its_own(keys: Path, tmp_path: Path) -> Non
 
 
 def test_only_what_passed_the_door_is_uploaded(ends: Ends, tmp_path: Path) -> None:
-    outbox, door = Outbox(tmp_path / "outbox"), Door("north", Policy(), tmp_path / "state")
+    outbox, door = Outbox(tmp_path / "outbox"), Door("north", Policy(approve_all=True), tmp_path / "state")
     manifest = outbox.put(lambda part: part.write_bytes(b"x" * SIZE), SHARD)
     place = ends.spool.expect(transfer_of(manifest), manifest)
     set_identity(COORDINATOR)
@@ -328,7 +329,8 @@ def test_only_what_passed_the_door_is_uploaded(ends: Ends, tmp_path: Path) -> No
     def uploaded() -> Message:
         asked = Message(RecordDict(), 2, "query.upload")
         reply = Uploaded(outbox, transfer_of(manifest), ends.channels["north"])
-        return answer(door, Asked(run="a-run"), asked, lambda: reply)
+        moved = transfer_of(manifest)
+        return answer(door, Asked(moved.study, moved.run, moved.round), asked, lambda: reply)
 
     assert uploaded().error.code == PAYLOAD_MISSING, "the door has not seen it"
     outbox.approve(manifest, 3)

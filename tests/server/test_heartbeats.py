@@ -56,6 +56,9 @@ def progress(step: int) -> Progress:
 def site_in(folder: Path, policy: Policy) -> Site:
     path = folder / "a.toml"
     path.write_text(f'extends = "{REGISTRY}"\nsite = "a"\n[synthetic]\npatients = 40\nseed = 1\n')
+    study = folder / "state" / "studies" / ("5" * 64)
+    (study / "runs" / "a-run").mkdir(parents=True)
+    (study / "study.json").write_text(json.dumps({"study": {"rounds": {"rounds": 2, "local_steps": 15}}}))
     return Site(read_registry_config(path), Settings(policy=policy), folder / "state")
 
 
@@ -65,7 +68,7 @@ def test_a_beat_becomes_a_line_of_the_log(
     coordinator, end = ends
     monkeypatch.setattr(heartbeats, "LOOK_S", 0.02)
     monkeypatch.setattr(heartbeat, "BEAT_S", 0.0)
-    site = site_in(tmp_path, Policy())
+    site = site_in(tmp_path, Policy(approve_all=True))
     telling = Heartbeat(site, end("a"))
     log = EventLog(tmp_path / "events.jsonl", arm="federated", seed=1)
     with heartbeats.listening(coordinator.progress, "a-run", log):
@@ -116,7 +119,7 @@ def test_a_coordinator_that_does_not_hear_is_tried_less_and_less(
     ends: tuple[Coordinator, Callable[[str], BulkEnd]], tmp_path: Path
 ) -> None:
     nobody = BulkEnd(Address("localhost", free_port()), ends[0].certificates.ca, ends[1]("a").key)
-    telling = Heartbeat(site_in(tmp_path, Policy()), nobody)
+    telling = Heartbeat(site_in(tmp_path, Policy(approve_all=True)), nobody)
     began = time.monotonic()
     telling.tell(progress(1))
     assert telling.pause == 2 * heartbeat.BEAT_S and time.monotonic() - began < 2 * heartbeat.CALL_S
