@@ -204,13 +204,13 @@ def way(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stage", "processes", "prompts"), [(2, 2, 6), (3, 2, 6)])
+@pytest.mark.parametrize(("stage", "processes", "prompts"), [(2, 2, 6), (3, 7, 5)])
 def test_the_twin_under_zero_is_that_of_one_process(
     tiny_model: Path, questions: pl.DataFrame, tmp_path: Path, stage: int, processes: int, prompts: int
 ) -> None:
     """Several processes take the next step from the state of one: float32 masters, moments, reference, schedule. Within
     a tenth of that step: bfloat16 rounds products of another shape otherwise, and a completion may be drawn
-    otherwise."""
+    otherwise. Seven under ZeRO-3, 5 of the 5 x 7 completions each, are the paper's."""
     study = twin(tiny_model, optimizer="adamw", learning_rate=1e-3, prompts_per_step=prompts, reference_every=3)
     one, two, table = tmp_path / "one", tmp_path / "two", tmp_path / "questions.parquet"
     policy = load_policy(study, tiny_model)
