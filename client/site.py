@@ -18,13 +18,13 @@ from common.address import Address, parse_address
 from common.bulk.pace import Pace
 from common.errors import UserError
 from common.keys import read_private_key
-from common.launcher import Launcher
+from common.launcher import TrainingJobs
 from common.registry.config import RegistryConfig, read_registry_config, read_values
-from common.strict import Positive, Strict, checked
+from common.strict import Positive, checked
 from common.transfer.records import NO_CHANNEL
 
 
-class Settings(Strict):
+class Settings(TrainingJobs):
     """The `[client]` table."""
 
     models: dict[str, str] = {}
@@ -34,8 +34,6 @@ class Settings(Strict):
     """Runs whose optimiser states and updates stay here, the last ones; all unless given."""
     keep_days: Positive = 30
     """How long an update stays here that the coordinator never says is folded."""
-    launcher: Launcher | None = None
-    """The command that starts local training as a job of its own; in this process unless given."""
     bulk_mb_per_s: float | None = Field(default=None, gt=0)
     """Most that the bulk channel moves, in million bytes a second; no limit unless given."""
 

@@ -206,15 +206,15 @@ class SiteStudy:
     def trainer(self, folder: Path) -> LocalTrainer | JobTrainer:
         """Args: `folder`: the run's."""
         bench, questions = self.workbench(), self.folder / "train.parquet"
-        launcher = self.site.settings.launcher
-        if launcher is not None:
+        settings = self.site.settings
+        if settings.launcher is not None:
             if self.study.privacy is not None:
                 raise UserError(
                     "A study with [privacy] takes its steps in one process, but this site has a launcher.",
                     "Take client.launcher out of the site's file.",
                 )
             model = str(self.about()["model"])
-            return JobTrainer(bench.policy, self.study, model, questions, self.site.name, launcher, folder / "job")
+            return JobTrainer(bench.policy, self.study, model, questions, self.site.name, settings, folder / "job")
         if questions not in bench.trainers:
             kind = LocalTrainer if self.study.privacy is None else PatientTrainer
             bench.trainers[questions] = kind(bench.policy, self.study, pl.read_parquet(questions), self.site.name)

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from common.errors import UserError
 from common.federation import Rounds, Transfer, Update
-from common.launcher import Launcher
+from common.launcher import TrainingJobs
 from common.model import BUILT_IN, Model
 from common.privacy import Privacy, check_private
 from common.strict import Fraction, Positive, Strict, checked, read_toml
@@ -190,15 +190,14 @@ class Evaluation(Strict):
     max_completion_tokens: Positive = 16
 
 
-class Simulation(Strict):
-    """Only for runs that play every site on this machine; not part of the study's hash."""
+class Simulation(TrainingJobs):
+    """Only for runs that play every site on this machine; not part of the study's hash. Training without federation is
+    started as `TrainingJobs` says."""
 
     site_configs: str = "../site_configs"
     """Folder of the sites' TOML files, relative to the study file: NAME.toml is the site called NAME."""
     workers: Positive | None = None
     """Processes, one torch thread each; one per core unless given."""
-    launcher: Launcher | None = None
-    """The command that starts training without federation as a job of its own (common/launcher.py)."""
 
 
 class Study(Strict):

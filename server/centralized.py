@@ -95,13 +95,12 @@ def train_cohort(study: Study, model: Path, cohort: Cohort, store: RoundStore, l
 
 def trainer_of(study: Study, policy: Policy, model: Path, cohort: Cohort, folder: Path) -> LocalTrainer | JobTrainer:
     """In this process, or as a job where the study's `[simulation]` names a launcher."""
-    launcher = study.simulation.launcher
-    if launcher is None:
+    if study.simulation.launcher is None:
         return LocalTrainer(policy, study, cohort.questions, cohort.stream)
     job, questions = folder / "job", folder / "job" / "questions.parquet"
     job.mkdir(parents=True, exist_ok=True)
     cohort.questions.write_parquet(questions)
-    return JobTrainer(policy, study, str(model), questions, cohort.stream, launcher, job)
+    return JobTrainer(policy, study, str(model), questions, cohort.stream, study.simulation, job)
 
 
 def train_round(

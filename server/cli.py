@@ -56,7 +56,7 @@ def print_needs(study: Study, name: str, gpus: int, utilisation: float, config: 
         UserError: an unknown GPU, or a base model whose shape is not known or whose context is too short.
     """
     from common.models.shape import read_config, shape_of
-    from server.plan import GPUS, SHARDINGS, load_of, memory, step_seconds
+    from server.plan import GPUS, SHARDINGS, cache, load_of, memory, sampling_load, served, step_seconds
 
     if name not in GPUS:
         raise UserError(f"--gpu {name}: this GPU is not known.", f"Choose from {', '.join(GPUS)}.")
@@ -81,6 +81,13 @@ def print_needs(study: Study, name: str, gpus: int, utilisation: float, config: 
     )
     for line in lines:
         console.print(line, soft_wrap=True)
+    if served(study):
+        written, held = shape.base_bytes / 1e9, cache(study, shape, sampling_load(study, gpus)) / 1e9
+        console.print(
+            f"vLLM        on one more {name}: {written:.3g} GB of weights, written and read again each step, and "
+            f"{held:.3g} GB of keys and values where all completions are drawn at once",
+            soft_wrap=True,
+        )
     rows = study.grpo.prompts_per_step * study.grpo.group_size
     if rows % gpus:
         fitting = ", ".join(str(count) for count in range(1, rows + 1) if rows % count == 0)

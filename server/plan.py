@@ -75,6 +75,15 @@ def in_parts(rows: range, at_most: int) -> list[range]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
+def served(study: Study) -> bool:
+    """Whether a vLLM server samples, on one GPU beside those that train."""
+    return study.simulation.vllm is not None
+
+
+def sampling_load(study: Study, gpus: int) -> Load:
+    return load_of(study, 1 if served(study) else gpus)
+
+
 def route_of(study: Study, shape: Shape, load: Load) -> str:
     """The learning route: the study's, or what `auto` takes for a batch of this size."""
     if study.grpo.prefix_route != "auto":
@@ -101,9 +110,9 @@ def activations(study: Study, shape: Shape, load: Load) -> int:
 
 
 def cache(study: Study, shape: Shape, load: Load) -> int:
-    """Bytes of keys and values while all of a GPU's rows are generated."""
+    """Bytes of keys and values while all of a GPU's rows are generated; vLLM keeps a prompt's once."""
     batch = load.share
-    shared = route_of(study, shape, load) == "packed"
+    shared = served(study) or route_of(study, shape, load) == "packed"
     tokens = batch.tokens if shared else batch.rows * (batch.prompt + batch.completion)
     return tokens * shape.cached * shape.model.dtype.itemsize
 
@@ -135,7 +144,8 @@ def memory(study: Study, shape: Shape, gpus: int, sharding: Sharding) -> dict[st
     parts["logits"] = 4 * 4 * min(logits, max(CHUNK, LOGITS_KEPT))
     parts["learning"] = activations(study, shape, load)
     # Every weight stands on every GPU meanwhile (`ZeroSteps.whole`).
-    parts["generating"] = cache(study, shape, load) + shape.base_bytes - shape.base_bytes // whole
+    gathered = shape.base_bytes - shape.base_bytes // whole
+    parts["generating"] = 0 if served(study) else cache(study, shape, load) + gathered
     parts["peak"] = fixed + max(parts["learning"] + parts["logits"], parts["generating"])
     return parts
 
@@ -149,16 +159,22 @@ def step_seconds(study: Study, shape: Shape, gpu: Gpu, gpus: int, utilisation: f
     Args:
         utilisation: share of the GPU's operations a second that is reached, and of its bandwidth.
     """
-    load, config = load_of(study, gpus), shape.model.config
-    batch = load.share
-    passes = 3 + (route_of(study, shape, load) == "packed") + bool(study.grpo.beta)
+    load, sampling = load_of(study, gpus), sampling_load(study, gpus)
+    # The importance correction scores what vLLM drew.
+    passes = 3 + (route_of(study, shape, load) == "packed") + bool(study.grpo.beta) + served(study)
+    rate = utilisation * gpu.teraflops * 1e12
+    prompts, answers = operations(shape, sampling.share)
+    read = sampling.share.completion * (shape.base_bytes + cache(study, shape, sampling))
+    return {
+        "generating": prompts / rate + max(answers / rate, read / (utilisation * gpu.bandwidth * 1e9)),
+        "learning": passes * sum(operations(shape, load.share)) / rate,
+    }
+
+
+def operations(shape: Shape, batch: Batch) -> tuple[float, float]:
+    """Of one pass forward, through the prompts and through the completions."""
+    config = shape.model.config
     attended = 4 * config.num_hidden_layers * config.hidden_size
     prompts = batch.prompts * batch.prompt * (2 * shape.parameters + attended * batch.prompt / 2)
     answers = batch.rows * batch.completion
-    answers_cost = answers * (2 * shape.parameters + attended * (batch.prompt + batch.completion / 2))
-    rate = utilisation * gpu.teraflops * 1e12
-    read = batch.completion * (shape.base_bytes + cache(study, shape, load))
-    return {
-        "generating": prompts / rate + max(answers_cost / rate, read / (utilisation * gpu.bandwidth * 1e9)),
-        "learning": passes * (prompts + answers_cost) / rate,
-    }
+    return prompts, answers * (2 * shape.parameters + attended * (batch.prompt + batch.completion / 2))

@@ -32,7 +32,12 @@ def tiny_study() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_study: dict[str, Any]) -> Path:
-    """Folder of a model of the built-in one's kind, 1 layer of 32, that answers every question with some letter.
+    """Folder of a model of the built-in one's kind, 1 layer of 32, that answers every question with some letter."""
+    return answering_model(tmp_path_factory.mktemp("tiny-model"), tiny_study, hidden=32)
+
+
+def answering_model(folder: Path, tiny_study: dict[str, Any], hidden: int) -> Path:
+    """Train a model of one layer and two heads to answer with letters, and save it.
 
     So some of its answers are right, and GRPO has something to learn from.
     """
@@ -54,8 +59,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_study: dict[str, A
     torch.manual_seed(7)
     config = Phi3Config(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=1,
         num_attention_heads=2,
         num_key_value_heads=2,
@@ -75,7 +80,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_study: dict[str, A
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
-    folder = tmp_path_factory.mktemp("tiny-model")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

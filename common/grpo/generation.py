@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,16 @@ from common.study import PrefixRoute
 
 COPIES_AT_MOST = 16 * 2**20
 """Bytes of keys and values that `auto` lets each row have to itself. Beyond, a group reads its prompt's together."""
+
+
+class Completion(NamedTuple):
+    """What was sampled behind a prompt."""
+
+    ids: list[int]
+    """Tokens, the end token included where one was drawn."""
+    logps: list[float | None] | None = None
+    """Log-probability of each at the sampling temperature, where another program than the trainer drew them; None in
+    place of one that is no number."""
 
 
 @dataclass

@@ -7,6 +7,7 @@ Started plainly it is one process; `accelerate launch` and `torchrun` start seve
     progress.json           the last step taken, its reward and when: the heartbeat
     trained.safetensors     the trained tensors
     result.json             what the training was like; written last, so its presence is success
+    sampler/                a step's weights, for the vLLM server where there is one
     failed                  the exit code, of a user's mistake or where memory ran out
 
 A job that was killed is started again and gives the same: what it starts from is not changed by it.
@@ -29,13 +30,14 @@ from common.errors import UserError
 from common.grpo.local import LocalTrainer
 from common.grpo.ranks import rank
 from common.grpo.reference import save_whole
+from common.grpo.vllm import Server
 from common.models.policy import load_policy, load_trainable
 from common.strict import Strict, checked
 from common.study import Study
 
 DONE, CRASHED, MISTAKE, OUT_OF_MEMORY = 0, 1, 2, 3
-JOB, MODEL, PROGRESS, TRAINED, RESULT, FAILED = (
-    "job.json", "model.safetensors", "progress.json", "trained.safetensors", "result.json", "failed",
+JOB, MODEL, PROGRESS, TRAINED, RESULT, FAILED, SAMPLER = (
+    "job.json", "model.safetensors", "progress.json", "trained.safetensors", "result.json", "failed", "sampler",
 )  # fmt: skip
 
 
@@ -51,6 +53,8 @@ class Job(Strict):
     state_step: int
     state_dir: str
     proximal: float
+    server: str | None = None
+    """Socket file of the vLLM server that samples the completions."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -83,7 +87,8 @@ def work(folder: Path) -> None:
     job = checked(Job, json.loads((folder / JOB).read_text(encoding="utf-8")), str(folder / JOB))
     policy = load_policy(job.study, job.model)
     load_trainable(policy, load_file(folder / MODEL))
-    trainer = LocalTrainer(policy, job.study, pl.read_parquet(job.questions), job.stream)
+    server = None if job.server is None else Server(Path(job.server), folder / SAMPLER)
+    trainer = LocalTrainer(policy, job.study, pl.read_parquet(job.questions), job.stream, server=server)
 
     def progress(step: int, reward: float) -> None:
         if rank() == 0:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +15,15 @@ from torch import Tensor
 import common
 from common.errors import UserError
 from common.grpo.hacking import Signs
-from common.grpo.job import FAILED, JOB, MISTAKE, MODEL, OUT_OF_MEMORY, PROGRESS, RESULT, TRAINED, Job
+from common.grpo.job import FAILED, JOB, MISTAKE, MODEL, OUT_OF_MEMORY, PROGRESS, RESULT, SAMPLER, TRAINED, Job
 from common.grpo.local import LocalResult
-from common.launcher import command
+from common.grpo.vllm import serving
+from common.launcher import TrainingJobs, command
 from common.models.policy import Policy, load_trainable, trainable_state
 from common.processes import Process
 from common.study import Study
 
-LOG = "log"
+LOG, SERVER_LOG = "log", "vllm.log"
 LOOK_S = 1.0
 """How often the job's progress is looked at."""
 
@@ -47,6 +49,7 @@ def run_job(
     job: Job,
     model: dict[str, Tensor],
     on_step: Callable[[int, float], None] | None = None,
+    vllm: str | None = None,
 ) -> tuple[dict[str, Tensor], LocalResult]:
     """Train in a process of its own and wait for it; its output is appended to `folder/log`.
 
@@ -54,6 +57,7 @@ def run_job(
         folder: the job's own; what lies there of an earlier start is overwritten.
         model: the round's trainable tensors.
         on_step: called with the last step taken and its mean reward, each time that another is seen.
+        vllm: the command of a server that samples for the job; its output is appended to `folder/vllm.log`.
 
     Returns:
         the trained tensors and what the training was like.
@@ -65,23 +69,24 @@ def run_job(
     folder.mkdir(parents=True, exist_ok=True)
     for name in (RESULT, FAILED, PROGRESS):
         (folder / name).unlink(missing_ok=True)
-    (folder / JOB).write_text(job.model_dump_json(exclude_none=True), encoding="utf-8")
     save_file(model, folder / MODEL)
     words = command(launcher, folder)
     variables = environment()
     if shutil.which(words[0], path=variables.get("PATH")) is None:
         raise UserError(f"launcher: there is no program {words[0]}.", "Give its whole path.")
-    with Process(words, folder / LOG, variables, folder) as process:
-        seen = None
-        while (status := process.wait(LOOK_S)) is None:
-            told = last_step(folder)
-            if on_step is not None and told is not None and told != seen:
-                seen = told
-                on_step(*told)
+    with ExitStack() as running:
+        server = None
+        if vllm is not None:
+            server, place = running.enter_context(serving(vllm, job.model, job.study, folder / SERVER_LOG))
+            job = job.model_copy(update={"server": str(place)})
+        (folder / JOB).write_text(job.model_dump_json(exclude_none=True), encoding="utf-8")
+        process = running.enter_context(Process(words, folder / LOG, variables, folder))
+        status = watch(process, server, folder, on_step)
     if (folder / RESULT).exists():
         trained = load_file(folder / TRAINED)
         for name in (MODEL, TRAINED):
             (folder / name).unlink()
+        shutil.rmtree(folder / SAMPLER, ignore_errors=True)
         told = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         return trained, LocalResult(**{**told, "signs": [Signs(**signs) for signs in told["signs"]]})
     code = int((folder / FAILED).read_text(encoding="utf-8")) if (folder / FAILED).exists() else status
@@ -90,6 +95,25 @@ def run_job(
     if code == OUT_OF_MEMORY:
         raise JobOutOfMemory(f"see {folder / LOG}")
     raise JobEnded(f"exit status {status}; see {folder / LOG}")
+
+
+def watch(
+    process: Process, server: Process | None, folder: Path, on_step: Callable[[int, float], None] | None
+) -> int:
+    """The job's exit status; see `run_job`.
+
+    Raises:
+        JobEnded: its server ended before it, and the job would wait for it for ever.
+    """
+    seen = None
+    while (status := process.wait(LOOK_S)) is None:
+        told = last_step(folder)
+        if on_step is not None and told is not None and told != seen:
+            seen = told
+            on_step(*told)
+        if server is not None and not server.running:
+            raise JobEnded(f"the vLLM server ended; see {server.log}")
+    return status
 
 
 def last_step(folder: Path) -> tuple[int, float] | None:
@@ -106,7 +130,7 @@ class JobTrainer:
 
     Args:
         model: folder or hub name of the base model; questions: Parquet file of a question frame.
-        stream: see `LocalTrainer`; folder: the job's.
+        stream: see `LocalTrainer`; settings: this machine's, with a launcher; folder: the job's.
     """
 
     policy: Policy
@@ -114,7 +138,7 @@ class JobTrainer:
     model: str
     questions: Path
     stream: str
-    launcher: str
+    settings: TrainingJobs
     folder: Path
 
     def run(
@@ -138,12 +162,15 @@ class JobTrainer:
             state_dir=str(state_dir.absolute()),
             proximal=proximal,
         )
+        launcher = self.settings.launcher
+        assert launcher is not None
         device = next(self.policy.model.parameters()).device
         # The job needs the whole of a GPU.
         self.policy.model.to("cpu")
         torch.cuda.empty_cache()
         try:
-            trained, result = run_job(self.launcher, self.folder.absolute(), job, trainable_state(self.policy), on_step)
+            state, folder = trainable_state(self.policy), self.folder.absolute()
+            trained, result = run_job(launcher, folder, job, state, on_step, self.settings.vllm)
         finally:
             self.policy.model.to(device)
         load_trainable(self.policy, trained)

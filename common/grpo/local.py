@@ -26,6 +26,7 @@ from trl import GRPOConfig
 
 from common.errors import UserError
 from common.grpo.dynamic_sampling import replace_agreeing
+from common.grpo.generation import Completion
 from common.grpo.hacking import Signs, signs
 from common.grpo.prefix import causal_model
 from common.grpo.ranks import even_parts, everyones, my_groups, my_share, rank, rows_per_rank, world
@@ -33,6 +34,7 @@ from common.grpo.reference import MovingReference, save_whole
 from common.grpo.rewards import letters_of, reward_terms
 from common.grpo.stepping import OwnSteps
 from common.grpo.trainer import PrefixTrainer
+from common.grpo.vllm import Server
 from common.grpo.zero import ZeroSteps
 from common.models.adapters import train_factors_of_round
 from common.models.policy import Policy, trainable_parameters, trainable_state
@@ -51,6 +53,9 @@ class LocalResult:
     """Share of each step's groups whose advantages are not all zero."""
     signs: list[Signs]
     """Of each step, signs of reward hacking."""
+    mismatch: list[float]
+    """Of each step, mean |difference| of the learner's and vLLM's log-probabilities of the tokens that vLLM drew; empty
+    where the policy samples itself."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +70,18 @@ class Asked:
     """Mean over the completions."""
     informative: float
     """Share of groups whose advantages are not all zero."""
+    mismatch: float | None = None
+    """See `LocalResult`."""
 
 
 def by_step(result: LocalResult) -> dict[str, list[Any]]:
-    """What is logged of each step, where the questions are: reward, informative groups, signs of reward hacking."""
+    """What is logged of each step, where the questions are: reward, informative groups, signs of reward hacking, and
+    how far vLLM's probabilities are from the learner's."""
     return {
         "reward": result.rewards,
         "informative": result.informative,
         "signs": [asdict(told) for told in result.signs],
+        "mismatch": result.mismatch,
     }
 
 
@@ -96,10 +105,17 @@ class LocalTrainer:
         stream: names the cohort; randomness derives from it. The same for one site and for centralized
             training on that one site.
         total_steps: optimiser steps of the whole run, for the learning-rate schedule.
+        server: samples the completions; the policy in place does unless given.
     """
 
     def __init__(
-        self, policy: Policy, study: Study, questions: pl.DataFrame, stream: str, total_steps: int | None = None
+        self,
+        policy: Policy,
+        study: Study,
+        questions: pl.DataFrame,
+        stream: str,
+        total_steps: int | None = None,
+        server: Server | None = None,
     ) -> None:
         self.policy, self.study, self.stream = policy, study, stream
         self.total_steps = total_steps or study.total_steps
@@ -120,7 +136,7 @@ class LocalTrainer:
         self.share = rows_per_rank(grpo.prompts_per_step, grpo.group_size)
         """Rows of a step that this process takes."""
         self.parts = even_parts(self.share, (grpo.groups_at_once or grpo.prompts_per_step) * grpo.group_size)
-        self.trainer = self._build()
+        self.trainer = self._build(server)
         self._orders: dict[int, np.ndarray] = {}
         # TRL patches the model's forward. The method works on the layers below it, so the patch is taken off
         # again: many trainers on one model would stack theirs.
@@ -135,7 +151,7 @@ class LocalTrainer:
                 "Lower grpo.prompts_per_step or raise questions.per_patient.",
             )
 
-    def _build(self) -> PrefixTrainer:
+    def _build(self, server: Server | None) -> PrefixTrainer:
         grpo = self.study.grpo
         bf16 = self.study.model.dtype == "bfloat16"
         args = GRPOConfig(
@@ -169,6 +185,7 @@ class LocalTrainer:
         trainer = PrefixTrainer(
             policy=self.policy,
             route=grpo.prefix_route,
+            server=server,
             reward_funcs=[term for term, _ in self.rewards],
             args=args,
             train_dataset=Dataset.from_list(self.rows[:1]),
@@ -192,7 +209,7 @@ class LocalTrainer:
         """`batch`, with groups that agree replaced; their completions are left with the trainer."""
         seed, stream, group = self.study.seed, self.stream, self.study.grpo.group_size
 
-        def draw(questions: Sequence[int], number: int) -> list[list[list[int]]]:
+        def draw(questions: Sequence[int], number: int) -> list[list[Completion]]:
             torch.manual_seed(derive_seed(seed, stream, "sample", step, number))
             mine = my_groups(len(questions), group)
             prompts = [str(self.rows[questions[place]]["prompt"]) for place in mine]
@@ -205,9 +222,9 @@ class LocalTrainer:
             self.study.grpo.dynamic_sampling,
             lambda number: derive_seed(seed, stream, "replace", step, number),
             draw,
-            lambda question, ids: len(set(self.reward(self.rows[question], ids))) == 1,
+            lambda question, rows: len(set(self.reward(self.rows[question], [row.ids for row in rows]))) == 1,
         )
-        self.trainer.sampled_before = my_share([ids for rows in groups for ids in rows])
+        self.trainer.sampled_before = my_share([row for rows in groups for row in rows])
         return [self.rows[question] for question in chosen]
 
     def reward(self, row: dict[str, str | None], completion_ids: list[list[int]]) -> list[float]:
@@ -264,6 +281,7 @@ class LocalTrainer:
     def gradients(self, step: int) -> Asked:
         """Ask a step's questions and leave their gradients on the parameters."""
         grpo, trainer = self.study.grpo, self.trainer
+        trainer.send_weights()
         torch.manual_seed(derive_seed(self.study.seed, self.stream, "step", step))
         questions = self.informative_batch(step) if grpo.dynamic_sampling else self.batch(step)
         rows = [row for row in questions for _ in range(grpo.group_size)]
@@ -273,7 +291,8 @@ class LocalTrainer:
         metrics = trainer._metrics["train"]
         letters = [row["letter"] for row in rows]
         reward, agree = metrics["reward"][-1], metrics["frac_reward_zero_std"][-1]
-        return Asked(letters, everyones(trainer.completion_ids), reward, 1.0 - agree)
+        mismatch = None if trainer.server is None else metrics["sampling/sampling_logp_difference/mean"][-1]
+        return Asked(letters, everyones(trainer.completion_ids), reward, 1.0 - agree, mismatch)
 
     def run(
         self,
@@ -312,7 +331,7 @@ class LocalTrainer:
         share = self._schedule()
         trainer.generating_seconds = 0.0
         trainer._step = 0
-        rewards, informative, told = [], [], []
+        rewards, informative, told, mismatch = [], [], [], []
         start = time.perf_counter()
         model.train()
         for step in range(first_step, first_step + steps):
@@ -323,6 +342,7 @@ class LocalTrainer:
                 reference.after(step)
             rewards.append(asked.reward)
             informative.append(asked.informative)
+            mismatch += [asked.mismatch] if asked.mismatch is not None else []
             told.append(signs(self.texts(asked.completions), asked.completions, asked.letters))
             if on_step:
                 on_step(step, rewards[-1])
@@ -346,4 +366,5 @@ class LocalTrainer:
             rewards,
             informative,
             told,
+            mismatch,
         )

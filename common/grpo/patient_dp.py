@@ -87,7 +87,7 @@ class PatientTrainer(LocalTrainer):
         letters = [row["letter"] for row in asked for _ in range(grpo.group_size)]
         reward, informative = mean(rewards), 1.0 - mean(agree) if each else 0.0
         metrics.clear()
-        return Asked(letters, completions, reward, informative)
+        return Asked(letters, [completion.ids for completion in completions], reward, informative)
 
     def noise(self, step: int, name: str, like: Tensor) -> Tensor:
         """Standard normal, of the shape and type of `like`."""

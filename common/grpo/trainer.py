@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
-from common.grpo.generation import sample
+from common.grpo.generation import Completion, sample
 from common.grpo.ranks import my_groups, world
+from common.grpo.vllm import Server
 from common.grpo.zero import Scorer, ZeroSteps
 from common.models.policy import Policy
 from common.study import PrefixRoute
@@ -32,11 +33,14 @@ class PrefixTrainer(GRPOTrainer):
     Args:
         policy: the model being trained with its tokenizer.
         route: how a group shares its prompt, in generation and in learning.
+        server: what samples instead of the policy in place; `send_weights` goes before each step.
         kwargs: TRL's own.
     """
 
-    def __init__(self, policy: Policy, route: PrefixRoute = "auto", **kwargs: Any) -> None:
-        self.policy, self.route = policy, route
+    def __init__(
+        self, policy: Policy, route: PrefixRoute = "auto", server: Server | None = None, **kwargs: Any
+    ) -> None:
+        self.policy, self.route, self.server = policy, route, server
         self.generating_seconds = 0.0
         self.zero: ZeroSteps | None = None
         """Where DeepSpeed shares the model out, from the first step on."""
@@ -45,7 +49,7 @@ class PrefixTrainer(GRPOTrainer):
         """This process's rows of a step with their advantages, in parts."""
         self.completion_ids: list[list[int]] = []
         """Tokens of the last completions, row by row."""
-        self.sampled_before: list[list[int]] | None = None
+        self.sampled_before: list[Completion] | None = None
         """Completions of this process's next rows, where they are there before TRL asks for them."""
         super().__init__(
             model=cast(PreTrainedModel | PeftModel, policy.model),
@@ -53,6 +57,11 @@ class PrefixTrainer(GRPOTrainer):
             processing_class=policy.tokenizer,
             **kwargs,
         )
+        if server is not None:
+            # From here on TRL weighs each sequence by how likely the learner finds what vLLM drew. As an argument it
+            # would start TRL's own client, which needs vLLM in this environment; and weights are sent by us.
+            self.use_vllm = True
+            self._last_loaded_step = self.state.global_step
 
     def scorer(self) -> Scorer:
         return Scorer(self.policy.model, self.temperature, self.route)
@@ -89,20 +98,36 @@ class PrefixTrainer(GRPOTrainer):
             self.scored = split_tensor_dict(self._generate_and_score_completions(generation_batch), self.parts)
         return self.scored[self._step % self.parts]
 
-    def sample_groups(self, prompts: list[str], counts: list[int]) -> list[list[int]]:
-        """Tokens of `counts[n]` completions of each of the distinct `prompts`, group by group."""
+    def send_weights(self) -> None:
+        """Let the server sample from the policy as it is now; its seconds count as generating."""
+        if self.server is None:
+            return
+        start = time.perf_counter()
+        self.server.load(self.policy.model, self.accelerator)
+        self.generating_seconds += time.perf_counter() - start
+
+    def sample_groups(self, prompts: list[str], counts: list[int]) -> list[Completion]:
+        """`counts[n]` completions of each of the distinct `prompts`, group by group."""
         longest, policy = self.max_completion_length, self.policy
         assert longest is not None
         start = time.perf_counter()
         # Of few prompts that several processes share out, one may have none.
         ids = policy.encode(prompts) if prompts else []
-        with self.zero.whole() if self.zero is not None else nullcontext():
-            sampled = sample(policy.model, ids, counts, longest, self.temperature, policy.eos, policy.pad, self.route)
+        if self.server is not None:
+            sampled = self.server.sample(ids, counts, longest, self.temperature, policy.eos)
+        else:
+            sampled = self.sample_here(ids, counts, longest)
         self.generating_seconds += time.perf_counter() - start
         return sampled
 
+    def sample_here(self, prompts: list[list[int]], counts: list[int], longest: int) -> list[Completion]:
+        policy = self.policy
+        with self.zero.whole() if self.zero is not None else nullcontext():
+            rows = sample(policy.model, prompts, counts, longest, self.temperature, policy.eos, policy.pad, self.route)
+        return [Completion(ids) for ids in rows]
 
-def sampled_rows(prompts: list[str], trainer: PrefixTrainer) -> list[list[int]]:
+
+def sampled_rows(prompts: list[str], trainer: PrefixTrainer) -> list[Completion]:
     """A completion of each row's prompt; the step's other rows are the other processes'."""
     group = trainer.num_generations
     assert group is not None
@@ -114,9 +139,10 @@ def sampled_rows(prompts: list[str], trainer: PrefixTrainer) -> list[list[int]]:
 def rollout(prompts: list[str], trainer: PrefixTrainer) -> dict[str, Any]:
     """A completion of each of this process's rows; `prompts` are the rows', so a group's stand next to each other."""
     before, trainer.sampled_before = trainer.sampled_before, None
-    trainer.completion_ids = sampled_rows(prompts, trainer) if before is None else before
+    sampled = sampled_rows(prompts, trainer) if before is None else before
+    trainer.completion_ids = [completion.ids for completion in sampled]
     return {
         "prompt_ids": trainer.policy.encode(prompts),
         "completion_ids": trainer.completion_ids,
-        "logprobs": None,
+        "logprobs": None if trainer.server is None else [completion.logps for completion in sampled],
     }

@@ -10,6 +10,7 @@ from client.site import Settings
 from common.errors import UserError
 from common.launcher import command
 from common.strict import checked
+from common.study import Simulation
 
 
 def test_the_placeholders_are_filled_in(tmp_path: Path) -> None:
@@ -22,13 +23,25 @@ def test_the_placeholders_are_filled_in(tmp_path: Path) -> None:
         assert written["deepspeed_config"]["zero_stage"] == stage
 
 
+JOB = "python -m common.grpo.job {folder}"
+
+
 @pytest.mark.parametrize(
-    ("launcher", "told"),
-    [("python -m common.grpo.job", "does not name the job's folder"), ("python 'a {folder}", "cannot be read")],
+    ("values", "told"),
+    [
+        ({"launcher": "python -m common.grpo.job"}, "does not name the job's folder"),
+        ({"launcher": "python 'a {folder}"}, "cannot be read"),
+        ({"launcher": JOB, "vllm": "vllm serve"}, "does not name the model"),
+        ({"launcher": JOB, "vllm": "vllm serve {model} --max_model_len=20"}, "--max-model-len follows from the study"),
+        ({"launcher": JOB, "vllm": "vllm serve {model} --uds s"}, "--uds follows from the study"),
+        ({"vllm": "vllm serve {model}"}, "there is no launcher"),
+    ],
 )
-def test_a_command_that_cannot_work_is_refused_when_read(launcher: str, told: str) -> None:
+def test_a_command_that_cannot_work_is_refused_when_read(values: dict[str, str], told: str) -> None:
     with pytest.raises(UserError, match=told):
-        checked(Settings, {"launcher": launcher}, "site.toml [client]")
+        checked(Settings, values, "site.toml [client]")
+    with pytest.raises(UserError, match=told):
+        checked(Simulation, values, "study.toml")
 
 
 def test_without_a_launcher_training_stays_in_the_process() -> None:

@@ -179,3 +179,20 @@ def test_a_model_that_is_not_known_is_refused(small_study: Callable[..., Study],
     for folder in (None, tmp_path):
         with pytest.raises(UserError, match="there is no config.json"):
             read_config(study, folder)
+
+
+def test_a_server_samples_on_a_gpu_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    alone = read_study(PAPER)
+    jobs = {"launcher": "python -m common.grpo.job {folder}", "vllm": "vllm serve {model}"}
+    beside = alone.model_copy(update={"simulation": alone.simulation.model_copy(update=jobs)})
+    shape = shape_of(alone, read_config(alone, None))
+    assert memory(beside, shape, 7, "ZeRO-3")["generating"] == 0 < memory(alone, shape, 7, "ZeRO-3")["generating"]
+    one, seven, served = (
+        step_seconds(study, shape, GPUS["a100-80gb"], gpus, 0.4)
+        for study, gpus in ((alone, 1), (alone, 7), (beside, 7))
+    )
+    assert served["generating"] == one["generating"]
+    # Forward and backward with layers computed again, the reference, and what the importance correction scores.
+    assert served["learning"] / seven["learning"] == pytest.approx(6 / 5)
+    print_needs(beside, "a100-80gb", 7, 0.4, None)
+    assert "29.3 GB of weights, written and read again each step" in " ".join(capsys.readouterr().out.split())

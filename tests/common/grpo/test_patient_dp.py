@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from common.grpo.generation import Completion
 from common.grpo.local import derive_seed
 from common.grpo.patient_dp import PatientTrainer, add_clipped
 from common.grpo.rewards import right_answer
@@ -30,7 +31,7 @@ class SeededByPrompt(PatientTrainer):
         super().begin(secret, occasion)
         together = self.trainer.sample_groups
 
-        def one_by_one(prompts: list[str], counts: list[int]) -> list[list[int]]:
+        def one_by_one(prompts: list[str], counts: list[int]) -> list[Completion]:
             rows = []
             for prompt, count in zip(prompts, counts, strict=True):
                 torch.manual_seed(derive_seed("completions", prompt))
@@ -86,7 +87,8 @@ def by_hand(trainer: PatientTrainer, step: int, loss_type: str) -> dict[str, Ten
         for number in numbers:
             row = trainer.rows[number]
             prompt = str(row["prompt"])
-            group = trainer.trainer.sample_groups([prompt], [grpo.group_size])
+            sampled = trainer.trainer.sample_groups([prompt], [grpo.group_size])
+            group = [completion.ids for completion in sampled]
             rewards = torch.tensor(right_answer(
                 completions=trainer.texts(group), completion_ids=group, letter=[row["letter"]] * len(group),
                 reference=[row["reference"]] * len(group),
