@@ -275,9 +275,14 @@ def join(
 
     site = site_in(config, state)
     channel = parse_address(bulk) if bulk is not None else None
-    joining = Joining(config.resolve(), site.state, parse_address(coordinator), ca.resolve(), key.resolve(), channel)
+    reviewers = site.settings.policy.reviewers
+    joining = Joining(
+        config.resolve(), site.state, parse_address(coordinator), ca.resolve(), key.resolve(), channel, reviewers
+    )
     end_on_termination()
     console.print(f"This site's folder and logs: {site.state}", soft_wrap=True)
+    signers = ", ".join(sorted(reviewers)) or "nobody named in policy.reviewers: unsigned code runs too"
+    console.print(f"Code that runs here is signed by: {signers}", soft_wrap=True, markup=False)
     try:
         stay(joining, lambda line: console.print(line, markup=False, soft_wrap=True), attempts)
     except KeyboardInterrupt:

@@ -5,18 +5,20 @@ on loopback only, for the executor, which proves itself with a secret.
 
     STATE/
       node.toml         what the app is told about this site: its file, its folder, how it reaches the bulk channel
+      reviewers.json    whose signature a bundle needs, where the site's policy names reviewers
       executor.secret
       flower/           Flower's own folder
       logs/
 """
 
+import json
 import re
 import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tomli_w
@@ -51,6 +53,8 @@ class Joining:
     key: Path
     bulk: Address | None = None
     """The coordinator's bulk channel, where it has one."""
+    reviewers: dict[str, str] = field(default_factory=dict)
+    """Whose signature a bundle needs: name -> public key. With none, any bundle runs."""
 
 
 def check(joining: Joining) -> str:
@@ -91,6 +95,7 @@ class Node:
         self.joining = joining
         self.environment = flower_environment(joining.state / "flower")
         self.secret = joining.state / "executor.secret"
+        self.reviewers = joining.state / "reviewers.json"
         self.port = free_port()
         self.children: list[Process] = []
 
@@ -106,6 +111,8 @@ class Node:
         if self.joining.bulk is not None:
             values |= {"bulk": str(self.joining.bulk), "ca": str(self.joining.ca), "key": str(self.joining.key)}
         place.write_text(tomli_w.dumps(values), encoding="utf-8")
+        # Flower reads YAML, of which JSON is a part.
+        self.reviewers.write_text(json.dumps(self.joining.reviewers, indent=1), encoding="utf-8")
         return place
 
     def node_command(self, settings: Path) -> list[str]:
@@ -119,6 +126,7 @@ class Node:
             "--superexec-auth-secret-file", str(self.secret),
             "--host", "127.0.0.1",
             "--port", str(self.port),
+            *(["--trusted-entities", str(self.reviewers)] if self.joining.reviewers else []),
         ]  # fmt: skip
 
     def executor_command(self) -> list[str]:

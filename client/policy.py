@@ -4,8 +4,9 @@ import re
 from datetime import UTC, date, datetime
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from common.keys import reviewer_key
 from common.strict import Strict
 from common.study import Study
 
@@ -13,6 +14,15 @@ MINIMUM_PATIENTS = 10
 """Smallest number of patients behind a figure that may leave, unless the site's file says otherwise."""
 
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def is_reviewer_key(line: str) -> str:
+    reviewer_key(line)
+    return line
+
+
+ReviewerKey = Annotated[str, AfterValidator(is_reviewer_key)]
+"""A line `ssh-ed25519 AAAA...`."""
 
 
 class Policy(Strict):
@@ -25,6 +35,8 @@ class Policy(Strict):
     minimum_patients: int = Field(default=MINIMUM_PATIENTS, ge=1)
     tell_progress: bool = True
     """Whether the coordinator hears how many local steps are done while this site trains."""
+    reviewers: dict[str, ReviewerKey] = {}
+    """Name -> public key. Code runs here only if one of them has signed it; unsigned code too where none is named."""
     max_epsilon: float | None = Field(default=None, gt=0)
     """What a private study may cost its patients here; what the approved study plans as a whole unless given."""
 

@@ -1,16 +1,18 @@
-"""A site's identity: a P-384 key pair in OpenSSH's format, as Flower's node authentication reads it."""
+"""Keys in OpenSSH's format, as Flower reads them: a site's identity (P-384), and a reviewer's (Ed25519), who signs the
+code that sites run."""
 
 import os
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from common.errors import UserError
 
 PRIVATE_NAME = "site.key"
 PUBLIC_NAME = "site.pub"
+REVIEWER_PRIVATE, REVIEWER_PUBLIC = "reviewer.key", "reviewer.pub"
 
 
 def write_private(path: Path, content: bytes) -> None:
@@ -31,9 +33,19 @@ def write_private(path: Path, content: bytes) -> None:
 
 def make_site_key(folder: Path) -> tuple[Path, Path]:
     """Make `site.key` (mode 0600, stays at the site) and `site.pub` (goes to the coordinator) in `folder`."""
-    key = ec.generate_private_key(ec.SECP384R1())
-    folder.mkdir(parents=True, exist_ok=True)
-    private, public = folder / PRIVATE_NAME, folder / PUBLIC_NAME
+    return write_pair(ec.generate_private_key(ec.SECP384R1()), folder / PRIVATE_NAME, folder / PUBLIC_NAME)
+
+
+def make_reviewer_key(folder: Path) -> tuple[Path, Path]:
+    """Make `reviewer.key` (mode 0600) and `reviewer.pub` (goes to the sites) in `folder`."""
+    return write_pair(ed25519.Ed25519PrivateKey.generate(), folder / REVIEWER_PRIVATE, folder / REVIEWER_PUBLIC)
+
+
+def write_pair(
+    key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey, private: Path, public: Path
+) -> tuple[Path, Path]:
+    """Raises: UserError: there is a private key already."""
+    private.parent.mkdir(parents=True, exist_ok=True)
     write_private(
         private,
         key.private_bytes(
@@ -72,16 +84,22 @@ def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     Raises:
         UserError: missing, unreadable, encrypted, or another kind of key.
     """
+    remedy = "Give the site.key that `wardround-site keygen` made."
+    key = load_private(path, remedy)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise UserError(f"{path}: not a P-384 key.", remedy)
+    return key
+
+
+def load_private(path: Path, remedy: str) -> serialization.SSHPrivateKeyTypes:
+    """Raises: UserError: missing, unreadable or encrypted."""
     try:
-        key = serialization.load_ssh_private_key(path.read_bytes(), None)
+        return serialization.load_ssh_private_key(path.read_bytes(), None)
     except OSError:
-        raise UserError(f"{path}: cannot be read.", "Give the site.key that `wardround-site keygen` made.") from None
+        raise UserError(f"{path}: cannot be read.", remedy) from None
     except (TypeError, ValueError, UnsupportedAlgorithm):
         # TypeError is what the library raises for a key under a passphrase.
-        raise UserError(f"{path}: not a private key without passphrase.", "Give this site's site.key.") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise UserError(f"{path}: not a P-384 key.", "Give the site.key that `wardround-site keygen` made.")
-    return key
+        raise UserError(f"{path}: not a private key without passphrase.", remedy) from None
 
 
 def sign(key: ec.EllipticCurvePrivateKey, message: bytes) -> bytes:
@@ -96,3 +114,31 @@ def signed_by(key: ec.EllipticCurvePublicKey, signature: bytes, message: bytes) 
     except InvalidSignature:
         return False
     return True
+
+
+def reviewer_key(line: str) -> ed25519.Ed25519PublicKey:
+    """A reviewer's public key from its line, as it stands in `reviewer.pub`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        key = serialization.load_ssh_public_key(line.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, ed25519.Ed25519PublicKey):
+        raise ValueError("this is not the line of an Ed25519 public key (ssh-ed25519 AAAA...); copy reviewer.pub")
+    return key
+
+
+def read_reviewer_key(path: Path) -> ed25519.Ed25519PrivateKey:
+    """A reviewer's own key.
+
+    Raises:
+        UserError: missing, unreadable, encrypted, or another kind of key.
+    """
+    remedy = "Give the reviewer.key that `wardround bundle keygen` made."
+    key = load_private(path, remedy)
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise UserError(f"{path}: not an Ed25519 key.", remedy)
+    return key

@@ -4,7 +4,9 @@ It is staged in an empty folder, from the packages that are running here, so tha
 tree (a site's configuration, a registry's file) can go along; `fab-include` says the same a second time.
 """
 
+import hashlib
 import shutil
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import server
 from common.errors import UserError
 
 CLIENT_APP = "client.app:app"
+PUBLISHER = NAME = "wardround"
 RUN_CONFIG = {"study": "", "run": "", "model": "", "arm-dir": "", "events": "", "coordinator": ""}
 """What `server/app.py` reads, all set by `wardround run`. Flower refuses other keys."""
 
@@ -32,11 +35,11 @@ def packages() -> dict[str, Path]:
 
 def project(client_app: str) -> dict[str, object]:
     return {
-        "project": {"name": "wardround", "version": version("wardround")},
+        "project": {"name": NAME, "version": version("wardround")},
         "tool": {
             "flwr": {
                 "app": {
-                    "publisher": "wardround",
+                    "publisher": PUBLISHER,
                     "fab-include": [f"{name}/**/*.py" for name in packages()],
                     "components": {"serverapp": "server.app:app", "clientapp": client_app},
                     "config": RUN_CONFIG,
@@ -57,3 +60,20 @@ def stage_bundle(folder: Path, client_app: str = CLIENT_APP) -> Path:
             shutil.copyfile(module, target)
     (stage / "pyproject.toml").write_text(tomli_w.dumps(project(client_app)), encoding="utf-8")
     return stage
+
+
+def build_bundle() -> bytes:
+    """The bundle of the code that runs here, as `flwr run` would make it; the same code gives the same bytes."""
+    from flwr.cli.build import build_fab_from_disk
+
+    with tempfile.TemporaryDirectory(prefix="wardround-") as folder:
+        return build_fab_from_disk(stage_bundle(Path(folder)))
+
+
+def app_spec() -> str:
+    """How Flower names the bundle when a hub has it."""
+    return f"@{PUBLISHER}/{NAME}=={version('wardround')}"
+
+
+def bundle_sha256(bundle: bytes) -> str:
+    return hashlib.sha256(bundle).hexdigest()

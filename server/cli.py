@@ -12,10 +12,12 @@ from common.command import run as run_command
 from common.errors import UserError
 from common.model import BUILT_IN
 from common.study import Study, read_study
+from server.bundle_cli import app as bundle_app
 from server.serve_cli import app as serve_app
 
 app = typer.Typer(help="Federated GRPO for clinical reasoning.", no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(serve_app)
+app.add_typer(bundle_app, name="bundle")
 console = Console(highlight=False)
 
 ENGINES = ("in-process", "ray")

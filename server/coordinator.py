@@ -6,6 +6,7 @@ DIR/
   flower/       Flower's own folder, with the address under which the coordinator is reached from here
   state.db      SQLite: runs, nodes, messages; a restart goes on from it
   executor.secret   only the holder may take the coordinator's tasks
+  bundle/       the signed bundle that runs ship, where there is one (server/review.py)
   bulk/         what the bulk channel may move, where there is one (server/bulk_spool.py)
   progress/     how far each site's local training is (server/heartbeats.py)
   logs/
@@ -50,6 +51,10 @@ class Coordinator:
     @property
     def secret(self) -> Path:
         return self.folder / "executor.secret"
+
+    @property
+    def bundle(self) -> Path:
+        return self.folder / "bundle"
 
     @property
     def bulk(self) -> Path:

@@ -11,8 +11,9 @@ import tomli_w
 
 from common.errors import UserError
 from common.models.transfer import folder_sha256
-from server.bundle import CLIENT_APP, stage_bundle
+from server.bundle import CLIENT_APP, app_spec, bundle_sha256, stage_bundle
 from server.coordinator import CONNECTION, Coordinator, flower
+from server.review import published
 from server.run_folder import RunFolder, read_events, write_json
 
 POLL_S = 2.0
@@ -66,17 +67,21 @@ def run_config(coordinator: Coordinator, run: RunFolder, model: Path | str) -> d
 
 
 def start(coordinator: Coordinator, values: dict[str, str], *options: str, client_app: str = CLIENT_APP) -> str:
-    """Hand the bundle and its run config to Flower; returns Flower's run id.
+    """Hand the code that runs here to Flower as an unsigned bundle, with its run config; returns Flower's run id.
 
     Raises:
         UserError: no coordinator is running, or Flower refused the bundle.
     """
     with tempfile.TemporaryDirectory(prefix="wardround-") as folder:
-        stage = stage_bundle(Path(folder), client_app)
-        settings = Path(folder) / "run.toml"
-        settings.write_text(tomli_w.dumps(values), encoding="utf-8")
-        answer = flower(coordinator, "run", str(stage), CONNECTION, "--run-config", str(settings), *options)
-    return str(answer["run-id"])
+        return start_app(coordinator, str(stage_bundle(Path(folder), client_app)), values, *options)
+
+
+def start_app(coordinator: Coordinator, app: str, values: dict[str, str], *options: str) -> str:
+    """`start`, with an app as `flwr run` knows it: a folder, or the name of one that a hub has."""
+    with tempfile.NamedTemporaryFile(suffix=".toml") as settings:
+        settings.write(tomli_w.dumps(values).encode())
+        settings.flush()
+        return str(flower(coordinator, "run", app, CONNECTION, "--run-config", settings.name, *options)["run-id"])
 
 
 def status(coordinator: Coordinator, flower_run: str) -> tuple[str, str]:
@@ -125,14 +130,20 @@ def stop_earlier(coordinator: Coordinator, run: RunFolder) -> list[str]:
 def submit(coordinator: Coordinator, run: RunFolder, model: Path | str) -> Submitted:
     """Start the run's study on the coordinator; a run that was begun goes on from its last finished round.
 
+    The sites get the coordinator's signed bundle, or, where it has none, an unsigned one of the code that runs here.
+
     Args:
         model: folder of the base model on the coordinator's machine (or hub name).
 
     Raises:
-        UserError: no coordinator is running, or Flower refused the bundle.
+        UserError: no coordinator is running, Flower refused the bundle, or the signed one is of other code.
     """
-    submitted = Submitted(coordinator, start(coordinator, run_config(coordinator, run, model)), run)
-    run.log().write("submitted", flower_run=submitted.flower_run)
+    values = run_config(coordinator, run, model)
+    bundle = published(coordinator)
+    number = start(coordinator, values) if bundle is None else start_app(coordinator, app_spec(), values)
+    submitted = Submitted(coordinator, number, run)
+    sha256 = None if bundle is None else bundle_sha256(bundle.read_bytes())
+    run.log().write("submitted", flower_run=submitted.flower_run, signed_bundle=sha256)
     return submitted
 
 

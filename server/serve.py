@@ -1,4 +1,5 @@
 """A coordinator on this machine, watched over: Flower's SuperLink, an executor, and the bulk channel if there is one.
+Beside them, in this process, the hub from which the SuperLink fetches the signed bundle.
 
 The control paths of Flower's one port have no authentication: whoever reaches the port and holds `ca.pem`
 can start runs. So the default is to listen on loopback; see docs/operators.md for listening further out.
@@ -7,12 +8,14 @@ can start runs. So the default is to listen on loopback; see docs/operators.md f
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from common.address import Address, answers
 from common.errors import UserError
 from common.processes import Process, flower_environment, installed_command
 from server.bulk_settings import read_bulk_settings
 from server.coordinator import Coordinator
+from server.hub import running_hub
 
 START_S = 180.0
 """How long the SuperLink may take to answer: it imports for about 5 s where nothing else runs."""
@@ -33,6 +36,7 @@ class Serving:
         self.bulk = read_bulk_settings(coordinator)
         self.environment = flower_environment(coordinator.flower)
         self.children: dict[str, Process] = {}
+        self.stack = ExitStack()
 
     def superlink_command(self) -> list[str]:
         files = self.coordinator.certificates
@@ -79,6 +83,7 @@ class Serving:
         """
         if answers(self.address.from_here, self.coordinator.certificates.ca):
             raise UserError(f"{self.address}: a coordinator is already running here.", "Stop it or choose --port.")
+        self.environment["FLWR_SUPERGRID_API_URL"] = self.stack.enter_context(running_hub(self.coordinator))
         self.start_listening("superlink", self.superlink_command(), self.address)
         if self.bulk is not None:
             self.start_listening("bulk", self.bulk_command(), Address(self.address.host, self.bulk.port))
@@ -110,6 +115,7 @@ class Serving:
         for name in ("executor", "bulk", "superlink"):
             if name in self.children:
                 self.children[name].stop()
+        self.stack.close()
 
     def __enter__(self) -> "Serving":
         try:
