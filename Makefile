@@ -8,10 +8,11 @@ export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit slow bench
+.PHONY: help setup demo consortium test lint types unit slow bench
 
 help:
 	@echo "make demo    set up, then run studies/demo.toml with every arm"
+	@echo "make consortium  set up, then a coordinator and three hospitals on this machine, over TLS"
 	@echo "make test    set up, then lint, types and the fast tests with coverage"
 	@echo "make slow    set up, then the slow tests"
 	@echo "make bench   set up, then every benchmark with --quick"
@@ -28,6 +29,9 @@ setup: $(READY)
 
 demo: setup
 	$(BIN)/wardround simulate studies/demo.toml
+
+consortium: setup
+	docs/examples/consortium.sh
 
 lint: setup
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 
 from common.address import free_port
+from common.keys import make_reviewer_key
 from common.processes import Process
 from common.study import Study, parse_study, read_study
 from server.coordinator import Coordinator, site_states
@@ -53,6 +54,10 @@ class Consortium:
 
     def make(self) -> None:
         done("wardround", "certs", "make", "coordinator", "--host", "localhost", folder=self.folder)
+        done("wardround", "bundle", "build", "code.fab", folder=self.folder)
+        done("wardround", "bundle", "sign", "code.fab", "--key", "alice/reviewer.key", "--name", "alice",
+             folder=self.folder)  # fmt: skip
+        done("wardround", "bundle", "publish", "coordinator", "code.fab", folder=self.folder)
         for site in SITES:
             done("wardround-site", "keygen", site, folder=self.folder)
             done("wardround", "sites", "add", "coordinator", site, f"{site}/site.pub", folder=self.folder)
@@ -114,8 +119,10 @@ def running_consortium(folder: Path, values: dict[str, Any], model: Path) -> Ite
     """
     shipped = Path(__file__).parent.parent / "site_configs" / "synthetic"
     (folder / "sites").mkdir()
+    line = make_reviewer_key(folder / "alice")[1].read_text().strip()
     for site in SITES:
-        (folder / "sites" / f"{site}.toml").write_text(f'extends = "{shipped / site}.toml"\n')
+        text = f'extends = "{shipped / site}.toml"\n[client.policy.reviewers]\nalice = "{line}"\n'
+        (folder / "sites" / f"{site}.toml").write_text(text)
     study = folder / "study.toml"
     named = {**values, "sites": {"train": SITES, "public": ["synthetic-public"]}}
     study.write_text(parse_study({**named, "simulation": {"site_configs": "sites"}}, "test").to_toml())

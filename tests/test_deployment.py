@@ -1,5 +1,6 @@
 """A coordinator and two hospitals, each a process of its own, by the commands that their operators type."""
 
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -62,6 +63,25 @@ def test_two_rounds_in_8_bits_with_momentum_are_the_simulations_too(consortium: 
     for there, here in ((deployed.model, expected.model), (deployed.outer, expected.outer)):
         assert there.keys() == here.keys() and all(torch.equal(there[name], here[name]) for name in here)
     assert deployed.outer and deployed.round == 2
+
+
+def test_unsigned_code_and_a_strangers_signature_are_refused(consortium: Consortium) -> None:
+    """The sites name one reviewer. Their node says why at the site, and the run ends with a line that says it here."""
+    folder, bundle = consortium.folder, consortium.coordinator.bundle
+    line = ("run", consortium.study, "--coordinator", "coordinator", "--model", consortium.model, "--runs", "refused")
+    kept = bundle.rename(folder / "kept-bundle")
+    unsigned = do("wardround", *line, folder=folder)
+    assert unsigned.returncode == 2 and "could not be verified" in unsigned.stderr, unsigned.stderr
+    assert all("FAB could not be verified" in consortium.node_log(site) for site in SITES)
+
+    done("wardround", "bundle", "keygen", "mallory", folder=folder)
+    done("wardround", "bundle", "build", "theirs.fab", folder=folder)
+    done("wardround", "bundle", "sign", "theirs.fab", "--key", "mallory/reviewer.key", "--name", "alice", folder=folder)
+    done("wardround", "bundle", "publish", "coordinator", "theirs.fab", folder=folder)
+    forged = do("wardround", *line, folder=folder)
+    assert forged.returncode == 2 and "could not be verified" in forged.stderr, forged.stderr
+    shutil.rmtree(bundle)
+    kept.rename(bundle)
 
 
 def test_a_finished_run_is_not_run_again(consortium: Consortium) -> None:
