@@ -212,8 +212,8 @@ def test_what_one_factor_left_over_waits_for_its_next_round(at_site: SiteStudy, 
 LAUNCHER = "{python} -m common.grpo.job {folder}"
 
 
-def with_launcher(at_site: SiteStudy, folder: Path, launcher: str) -> SiteStudy:
-    settings = at_site.site.settings.model_copy(update={"launcher": launcher})
+def with_launcher(at_site: SiteStudy, folder: Path, launcher: str, vllm: str | None = None) -> SiteStudy:
+    settings = at_site.site.settings.model_copy(update={"launcher": launcher, "vllm": vllm})
     return SiteStudy(Site(at_site.site.registry, settings, folder), at_site.study)
 
 
@@ -232,8 +232,12 @@ def test_a_job_of_its_own_sends_the_same_bits(at_site: SiteStudy, model: State, 
 
 def test_how_a_job_ended_leaves_as_a_code(at_site: SiteStudy, model: State, tmp_path: Path) -> None:
     at_site.configure(None, None)
-    for code, ends in ((JOB_ENDED, "exit 1"), (JOB_OUT_OF_MEMORY, "echo 3 > failed; exit 1")):
-        other = with_launcher(at_site, tmp_path, f"sh -c '{ends}' {{folder}}")
+    for code, ends, vllm in (
+        (JOB_ENDED, "exit 1", None),
+        (JOB_OUT_OF_MEMORY, "echo 3 > failed; exit 1", None),
+        (JOB_ENDED, "sleep 60", "sh -c 'exit 1' {model}"),
+    ):
+        other = with_launcher(at_site, tmp_path, f"sh -c '{ends}' {{folder}}", vllm)
         with pytest.raises(Refusal) as refused:
             other.train(task(1), model)
         assert refused.value.code == code and code in REFUSALS
