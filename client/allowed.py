@@ -14,6 +14,7 @@ from flwr.app import Array, MetricRecord, RecordDict
 from client.policy import NOT_ALLOWED, Refusal
 from common.transfer.manifest import is_hash, is_size
 from common.transfer.records import SHARD
+from common.update.secagg import NONCE, SECRET
 
 MOST = 10**9
 """No count of patients, questions, rounds or shards is above it."""
@@ -22,6 +23,10 @@ LARGEST_FIGURE = 10**7
 LONGEST_JSON = 16 * 10**6
 LARGEST_SHARD = 256 * 10**6
 """Bytes; `transfer.shard_mb` and `transfer.inline_mb` go no further."""
+LONGEST_SIGNATURE = 104
+"""Bytes of an ECDSA signature by a P-384 key, in DER."""
+TAG = 16
+"""Bytes that AES-GCM adds."""
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
@@ -59,6 +64,10 @@ def is_bytes(value: object) -> bool:
     return tuple(value.shape) == (len(value.data),) and len(value.data) <= LARGEST_SHARD
 
 
+def is_plain(value: object, size: int) -> bool:
+    return type(value) is bytes and len(value) == size
+
+
 def is_counts(value: object) -> bool:
     if not isinstance(value, Array) or value.dtype != "int64" or len(value.shape) != 1:
         return False
@@ -77,24 +86,40 @@ HASHES = Kind("64 hexadecimal digits each", is_list_of(HASH.fits))
 SIZES = Kind("whole numbers, at most 2^50", is_list_of(SIZE.fits))
 JSON = Kind("JSON, at most 16 MB", is_json)
 BYTES = Kind("bytes, at most 256 MB", is_bytes)
+NAMES = Kind("63 of a-z, 0-9, - each", is_list_of(NAME.fits))
+SIGNATURE = Kind("at most 104 bytes", lambda value: type(value) is bytes and len(value) <= LONGEST_SIGNATURE)
+KEYS = Kind("at most 200 bytes", lambda value: type(value) is bytes and len(value) <= 3 * SECRET + LONGEST_SIGNATURE)
+SEALED = Kind("92 bytes each", is_list_of(lambda value: is_plain(value, NONCE + 2 * SECRET + TAG)))
+SHARES = Kind("32 bytes each", is_list_of(lambda value: is_plain(value, SECRET)))
 COUNTS = Kind("whole numbers, 8 bytes each", is_counts)
 
+METRICS = {
+    "patients": COUNT,
+    "questions": COUNT,
+    "reward": SHARE,
+    "informative": SHARE,
+    "generating_s": SECONDS,
+    "learning_s": SECONDS,
+}
+NUMBER = {"manifest": {"round": COUNT}}
+MANIFEST = {
+    "manifest": {"round": COUNT, "sha256": HASH, "size": SIZE, "shard_sha256": HASHES, "shard_size": SIZES}
+}
 SHARD_ALONE = {SHARD: {SHARD: BYTES}}
 ALLOWED: Mapping[str, Mapping[str, Mapping[str, Kind]]] = {
     "Described": {"site": {"name": NAME}},
     "Configured": {"counts": {"patients": COUNT, "questions": COUNT}},
     "Counted": {"counts": {"counts": COUNTS}, "cells": {"cells": JSON, "features": JSON}},
-    "Trained": {
-        "manifest": {"round": COUNT, "sha256": HASH, "size": SIZE, "shard_sha256": HASHES, "shard_size": SIZES},
-        "metrics": {
-            "patients": COUNT,
-            "questions": COUNT,
-            "reward": SHARE,
-            "informative": SHARE,
-            "generating_s": SECONDS,
-            "learning_s": SECONDS,
-        },
-        **SHARD_ALONE,
+    "Trained": {**MANIFEST, "metrics": METRICS, **SHARD_ALONE},
+    "Learned": {**NUMBER, "metrics": METRICS},
+    "Keyed": {**NUMBER, "sum": {"advertised": KEYS}},
+    "Dealt": {**NUMBER, "sealed": {"sites": NAMES, "values": SEALED}},
+    "Masked": {**MANIFEST, **SHARD_ALONE},
+    "Agreed": {**NUMBER, "sum": {"signature": SIGNATURE}},
+    "Opened": {
+        **NUMBER,
+        "seeds": {"sites": NAMES, "values": SHARES},
+        "mask_keys": {"sites": NAMES, "values": SHARES},
     },
     "Evaluated": {
         "manifest": {"round": COUNT},
@@ -103,10 +128,10 @@ ALLOWED: Mapping[str, Mapping[str, Mapping[str, Kind]]] = {
     "Handed": SHARD_ALONE,
     "Uploaded": {"manifest": {"sha256": HASH}},
     "Held": {"held": {"shards": COUNT}},
-    "Acknowledged": {"manifest": {"round": COUNT}},
+    "Acknowledged": NUMBER,
 }
 """Kind of reply -> record -> field -> type. An answer has all of these and nothing else, but for two cases: an update
-that is not small leaves without `Trained`'s shard, and with patient-level privacy no figure leaves."""
+that is not small leaves without the shard of `Trained` or `Masked`, and with patient-level privacy no figure leaves."""
 
 
 def check_allowed(kind: str, content: RecordDict, withheld: bool) -> None:
@@ -119,7 +144,7 @@ def check_allowed(kind: str, content: RecordDict, withheld: bool) -> None:
         Refusal: NOT_ALLOWED; its rule names the allow-list's field, and never what was found.
     """
     allowed = ALLOWED[kind]
-    inline = kind != "Trained" or SHARD in content
+    inline = kind not in ("Trained", "Masked") or SHARD in content
     if set(content) != {name for name in allowed if name != SHARD or inline}:
         raise Refusal(NOT_ALLOWED, f"{kind} has other records than the allow-list's")
     for name, record in content.items():

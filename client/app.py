@@ -11,10 +11,16 @@
 | `query.shard` | `round`; `wanted`: sha256, number | `shard` |
 | `query.upload` | `round`; `wanted`: sha256 | `manifest`: sha256; before it the update, by the bulk channel |
 | `query.download` | `round`, `payload` | `held`: shards, all of them |
+| `query.sum_keys` | `round`; `sum`: attempt | `manifest`: round; `sum`: advertised |
+| `query.sum_shares` | the same; `keys` by site | `manifest`: round; `sealed` by site |
+| `query.sum_vector` | the same; `sealed` by site | `manifest`; maybe `shard` |
+| `query.sum_survivors` | `round`; `sum`: attempt, survivors | `manifest`: round; `sum`: signature |
+| `query.sum_open` | `round`; `sum`: attempt; `signatures` by site | `manifest`: round; `seeds`, `mask_keys` by site |
 | `query.acknowledge` | `round`, which is folded | `manifest`: round |
 
 `round` is hash (of the study), run, round, first_step, steps; `model` is sha256, base, payload (docs/transfer.md);
-`payload` is a manifest. A refusal is a Flower error with a code and sentence of `client/egress.py`.
+`payload` is a manifest; the five messages of a secure sum are in docs/updates.md. A refusal is a Flower error with a
+code and sentence of `client/egress.py`.
 
 A process is started for each message, so what takes seconds to import (torch, transformers, TRL) is imported where a
 message needs it.
@@ -23,6 +29,7 @@ message needs it.
 import sys
 import traceback
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
@@ -33,22 +40,28 @@ from client.inbox import announced, take_download, take_shard
 from client.messages import (
     approved_study,
     asked_in,
+    attempt_in,
     bulk_transfer,
+    by_site_in,
     codebook_in,
     known_study,
     layout_in,
     model_folder,
     run_folder,
     shard_in_demand,
+    survivors_in,
     task_in,
     update_in_demand,
 )
 from client.outbox import Outbox
-from client.policy import SITE_CONFIGURATION
+from client.policy import BAD_REQUEST, SITE_CONFIGURATION, Refusal
 from client.replies import Acknowledged, Described, Handed, Reply, Uploaded
 from client.site import Site, site_of
 from common.errors import UserError
 from common.lock import only_one
+
+if TYPE_CHECKING:
+    from client.secure_sum import SiteSum
 
 app = ClientApp()
 
@@ -150,11 +163,60 @@ def download(message: Message, context: Context) -> Message:
     return at_the_door(message, context, asked_in(message, "round"), work)
 
 
+def summing(message: Message, context: Context, work: "Callable[[SiteSum], Reply]") -> Message:
+    """One of the five requests of a secure sum, one at a time."""
+
+    def alone(site: Site) -> Reply:
+        from client.secure_sum import SiteSum
+
+        study = known_study(site, message)
+        if study.secure_sum is None:
+            raise Refusal(BAD_REQUEST)
+        part = SiteSum(site, study, task_in(message), attempt_in(message))
+        with only_one(part.folder / "sum.lock"):
+            return work(part)
+
+    return at_the_door(message, context, asked_in(message, "round"), alone)
+
+
+@app.query("sum_keys")
+def sum_keys(message: Message, context: Context) -> Message:
+    return summing(message, context, lambda part: part.keys())
+
+
+@app.query("sum_shares")
+def sum_shares(message: Message, context: Context) -> Message:
+    return summing(message, context, lambda part: part.shares(by_site_in(message, "keys")))
+
+
+@app.query("sum_vector")
+def sum_vector(message: Message, context: Context) -> Message:
+    def work(part: "SiteSum") -> Reply:
+        from client.masking import masked_update
+
+        return masked_update(part, by_site_in(message, "sealed"))
+
+    return summing(message, context, work)
+
+
+@app.query("sum_survivors")
+def sum_survivors(message: Message, context: Context) -> Message:
+    return summing(message, context, lambda part: part.agree(survivors_in(message)))
+
+
+@app.query("sum_open")
+def sum_open(message: Message, context: Context) -> Message:
+    return summing(message, context, lambda part: part.open(by_site_in(message, "signatures")))
+
+
 @app.query("acknowledge")
 def acknowledge(message: Message, context: Context) -> Message:
     def work(site: Site) -> Reply:
-        number = task_in(message).round
-        Outbox(run_folder(site, message) / "outbox").acknowledged(number)
-        return Acknowledged(number)
+        from client.secure_sum import forget
+
+        task, run = task_in(message), run_folder(site, message)
+        Outbox(run / "outbox").acknowledged(task.round)
+        forget(run.parents[1], task.run, task.round)
+        return Acknowledged(task.round)
 
     return at_the_door(message, context, asked_in(message, "round"), work)

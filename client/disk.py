@@ -13,3 +13,14 @@ def write(path: Path, fill: Callable[[Path], object]) -> None:
     with part.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(part, path)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """`write`, for a file that only its owner can read."""
+
+    def fill(part: Path) -> None:
+        part.unlink(missing_ok=True)  # of a process that was killed
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(content)
+
+    write(path, fill)

@@ -25,21 +25,35 @@ from client.policy import NOT_ALLOWED, Refusal, check_patients
 from client.progress import Progress
 from client.replies import (
     Acknowledged,
+    Agreed,
     Configured,
     Counted,
+    Dealt,
     Described,
     Evaluated,
     Handed,
     Held,
+    Keyed,
+    Learned,
+    Masked,
+    Opened,
     Reply,
     Trained,
     Uploaded,
 )
-from client.sense import check_beat, check_kind, check_repeats, check_sense, check_update
+from client.sense import check_beat, check_kind, check_masked, check_repeats, check_sense, check_update
 from common.bulk.beat import Beat
 from common.bulk.opening import ChannelRefused
 from common.errors import UserError
-from common.transfer.records import MODEL_MISSING, NO_CHANNEL, PAYLOAD_MISSING, SHARD, inline_shard, shard_record
+from common.transfer.records import (
+    MODEL_MISSING,
+    NO_CHANNEL,
+    PAYLOAD_MISSING,
+    SHARD,
+    by_site,
+    inline_shard,
+    shard_record,
+)
 
 REFUSALS = {
     policy.NOT_APPROVED: "this site has not approved the study",
@@ -63,6 +77,12 @@ REFUSALS = {
     MODEL_MISSING: "this site has no model that the message's could be made from",
     PAYLOAD_MISSING: "this site has no such update that may leave",
     NO_CHANNEL: "this site was not told how to reach the bulk channel",
+    policy.SUM_REQUIRED: "this site sends its updates in a secure sum alone, and the study has none",
+    policy.SUM_IDENTITY: "the study does not name this site's own key for its secure sum",
+    policy.SUM_KEYS: "in the secure sum a key, a share or a signature is not of the site that the study names",
+    policy.SUM_OLD: "this site has gone beyond that secure sum, or has opened one of these updates already",
+    policy.SUM_CHANGED: "this site has agreed to other keys, shares or survivors in this secure sum",
+    policy.SUM_FEW: "the secure sum would be of fewer sites than the study allows",
     policy.BULK_FAILED: "the bulk channel did not move the payload: see the site's error log",
 }
 
@@ -104,14 +124,21 @@ def records(reply: Reply, door: Door) -> RecordDict:
                     "learning_s": reply.learning_s,
                 }
             )
-            payload = reply.outbox.payload(reply.manifest.sha256)
-            return RecordDict(
-                {
-                    "manifest": ConfigRecord({"round": reply.round, **reply.manifest.to_dict()}),
-                    "metrics": MetricRecord(dict(metrics)),
-                    **inline_shard(payload, reply.manifest, reply.transfer.inline_bytes),
-                }
-            )
+            told = RecordDict({"metrics": MetricRecord(dict(metrics))})
+            told.update(number_of(reply) if isinstance(reply, Learned) else payload_of(reply))
+            return told
+        case Keyed():
+            return RecordDict({**number_of(reply), "sum": ConfigRecord({"advertised": reply.advertised})})
+        case Dealt():
+            return RecordDict({**number_of(reply), "sealed": by_site(reply.sealed)})
+        case Masked():
+            check_masked(reply, door)
+            return RecordDict({**payload_of(reply)})
+        case Agreed():
+            return RecordDict({**number_of(reply), "sum": ConfigRecord({"signature": reply.signature})})
+        case Opened():
+            shares = {"seeds": by_site(reply.seeds), "mask_keys": by_site(reply.mask_keys)}
+            return RecordDict({**number_of(reply), **shares})
         case Handed(outbox, sha256, number):
             return RecordDict({SHARD: shard_record(outbox.shard(sha256, number))})
         case Uploaded():
@@ -122,11 +149,32 @@ def records(reply: Reply, door: Door) -> RecordDict:
             return RecordDict({"manifest": ConfigRecord({"round": number})})
 
 
+def number_of(reply: Learned | Keyed | Dealt | Agreed | Opened) -> dict[str, ConfigRecord]:
+    """The round that a reply answers, and no payload."""
+    return {"manifest": ConfigRecord({"round": reply.round})}
+
+
+def payload_of(reply: Trained | Masked) -> dict[str, ConfigRecord | ArrayRecord]:
+    """The round and the payload's manifest; the payload too, where it is small."""
+    payload = reply.outbox.payload(reply.manifest.sha256)
+    return {
+        "manifest": ConfigRecord({"round": reply.round, **reply.manifest.to_dict()}),
+        **inline_shard(payload, reply.manifest, reply.transfer.inline_bytes),
+    }
+
+
 def detail(reply: Reply, door: Door) -> str:
     """What the audit log says beside the digest."""
     match reply:
         case Configured():
             return f"codebook {reply.codebook}"
+        case Learned(epsilon=epsilon):
+            spent = "" if epsilon is None else f"epsilon {epsilon:.4f} after it, "
+            return f"{spent}update {reply.manifest.sha256} withheld"
+        case Masked():
+            return f"masked update {reply.manifest.sha256}, {reply.manifest.size} bytes"
+        case Opened():
+            return f"shares that open the sum of {len(reply.seeds)} sites, without {len(reply.mask_keys)}"
         case Trained(epsilon=epsilon) if epsilon is not None:
             return f"epsilon {epsilon:.4f} after it"
         case Trained():
@@ -169,7 +217,7 @@ def release(door: Door, asked: Asked, reply: Reply, message: Message) -> Message
     check_repeats(door, asked, kind, digest)
     passage = audit.Passage(kind, asked.study, asked.run, asked.round, size, digest, detail(reply, door))
     audit.append(door.state / "audit.jsonl", passage)
-    if isinstance(reply, Trained):
+    if isinstance(reply, Trained | Masked) and not isinstance(reply, Learned):
         reply.outbox.approve(reply.manifest, reply.round)
     if isinstance(reply, Uploaded):
         upload(reply.channel, reply.transfer, reply.outbox.whole(reply.transfer.sha256))

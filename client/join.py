@@ -4,7 +4,7 @@ Everything is outbound: the SuperNode asks the coordinator for messages over TLS
 on loopback only, for the executor, which proves itself with a secret.
 
     STATE/
-      node.toml         what the app is told about this site: its file, its folder, how it reaches the bulk channel
+      node.toml         what the app is told about this site: its file, folder and key, and the bulk channel's address
       reviewers.json    whose signature a bundle needs, where the site's policy names reviewers
       executor.secret
       flower/           Flower's own folder
@@ -107,9 +107,9 @@ class Node:
         if not self.secret.exists():
             write_private(self.secret, secrets.token_bytes(32))
         place = state / "node.toml"
-        values = {"site-config": str(self.joining.config), "state-dir": str(state)}
+        values = {"site-config": str(self.joining.config), "state-dir": str(state), "key": str(self.joining.key)}
         if self.joining.bulk is not None:
-            values |= {"bulk": str(self.joining.bulk), "ca": str(self.joining.ca), "key": str(self.joining.key)}
+            values |= {"bulk": str(self.joining.bulk), "ca": str(self.joining.ca)}
         place.write_text(tomli_w.dumps(values), encoding="utf-8")
         # Flower reads YAML, of which JSON is a part.
         self.reviewers.write_text(json.dumps(self.joining.reviewers, indent=1), encoding="utf-8")

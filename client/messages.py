@@ -30,6 +30,8 @@ from common.questions.codebook_file import from_toml
 from common.questions.joint import Layout
 from common.strict import checked
 from common.study import Study, parse_study
+from common.transfer.manifest import BadPayload
+from common.transfer.records import in_by_site
 
 HASH = re.compile(r"^[0-9a-f]{64}$")
 
@@ -149,6 +151,26 @@ def bulk_transfer(site: Site, message: Message, direction: Direction, sha256: st
     task = task_in(message)
     study = known_study(site, message).hash
     return Transfer(direction=direction, site=site.name, study=study, run=task.run, round=task.round, sha256=sha256)
+
+
+def attempt_in(message: Message) -> int:
+    """Which try of a round's secure sum a message is about."""
+    return count(config(message, "sum"), "attempt")
+
+
+def by_site_in(message: Message, record: str) -> dict[str, bytes]:
+    try:
+        return in_by_site(config(message, record))
+    except BadPayload:
+        raise Refusal(BAD_REQUEST) from None
+
+
+def survivors_in(message: Message) -> list[str]:
+    """The sites whose masked updates the coordinator has."""
+    names = config(message, "sum").get("survivors")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise Refusal(BAD_REQUEST)
+    return [str(name) for name in names]
 
 
 def update_in_demand(message: Message) -> str:

@@ -37,6 +37,8 @@ class Policy(Strict):
     """Whether the coordinator hears how many local steps are done while this site trains."""
     reviewers: dict[str, ReviewerKey] = {}
     """Name -> public key. Code runs here only if one of them has signed it; unsigned code too where none is named."""
+    require_secure_sum: bool = False
+    """Whether this site takes part only in studies whose coordinator learns the sum of the sites' updates alone."""
     max_epsilon: float | None = Field(default=None, gt=0)
     """What a private study may cost its patients here; what the approved study plans as a whole unless given."""
 
@@ -79,6 +81,13 @@ APPROVAL_ENDED = 1015
 TOO_MANY_ANSWERS = 1016
 LOG_CLOSED = 1017
 
+SUM_REQUIRED = 1030
+SUM_IDENTITY = 1031
+SUM_KEYS = 1032
+SUM_OLD = 1033
+SUM_CHANGED = 1034
+SUM_FEW = 1035
+
 RUN_NAME = re.compile(r"^[a-z0-9][a-z0-9-]{0,99}$")
 
 
@@ -86,11 +95,14 @@ def check_study(policy: Policy, study: Study, claimed: str) -> None:
     """Refuse a study whose hash is not what was claimed, or that this site has not approved.
 
     Raises:
-        Refusal: NOT_THE_STUDY, NOT_APPROVED or APPROVAL_ENDED.
+        Refusal: NOT_THE_STUDY, NOT_APPROVED or APPROVAL_ENDED; SUM_REQUIRED for updates in clear where the site's
+            policy has none.
     """
     if study.hash != claimed:
         raise Refusal(NOT_THE_STUDY)
     check_approved(policy, study.hash)
+    if policy.require_secure_sum and study.secure_sum is None:
+        raise Refusal(SUM_REQUIRED)
 
 
 def check_approved(policy: Policy, digest: str) -> None:

@@ -1,6 +1,7 @@
 """What may leave this site, a record class for each kind of reply; `egress.py` says which fields leave, and how."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -89,6 +90,66 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class Learned(Trained):
+    """Answer to `train` in a study with a secure sum: what `Trained` tells, without the update and its manifest. The
+    update leaves masked alone (`Masked`)."""
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """Answer to `query.sum_keys`: this site's public keys for one secure sum, signed by its identity key."""
+
+    round: int
+    advertised: bytes
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """Answer to `query.sum_shares`: shares of this site's secrets for that sum, each sealed for its receiver."""
+
+    round: int
+    sealed: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Answer to `query.sum_vector`: this site's update in whole numbers, under masks that cancel in the sum alone.
+
+    It leaves in shards, or as the only shard of this answer where it is small.
+    """
+
+    outbox: Outbox
+    """Where it lies. Does not leave."""
+    manifest: Manifest
+    withheld: Path
+    """The update in clear. Does not leave."""
+    transfer: TransferSpec
+    """See `Trained`. Does not leave."""
+    round: int
+    patients: int
+    """Behind the update. Does not leave."""
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """Answer to `query.sum_survivors`: this site's signature under the list of sites that the sum is of."""
+
+    round: int
+    signature: bytes
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Answer to `query.sum_open`: one share of a secret of each site, never of both secrets of one site."""
+
+    round: int
+    seeds: dict[str, bytes]
+    """Of the sites that the sum is of."""
+    mask_keys: dict[str, bytes]
+    """Of those that dropped out."""
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """Answer to `evaluate`: counts over the validation questions."""
 
@@ -148,4 +209,6 @@ class Summarised:
     cells: pl.DataFrame
 
 
-Reply = Described | Configured | Counted | Trained | Evaluated | Handed | Uploaded | Held | Acknowledged
+Summing = Learned | Keyed | Dealt | Masked | Agreed | Opened
+"""Answers of a secure sum."""
+Reply = Described | Configured | Counted | Trained | Evaluated | Handed | Uploaded | Held | Acknowledged | Summing

@@ -1,6 +1,7 @@
 """What a reply must be beyond its types: an answer to what was asked, of an approved study, whole and not too often."""
 
 import json
+from pathlib import Path
 from typing import get_args
 
 from client.allowed import is_count
@@ -15,7 +16,21 @@ from client.policy import (
     check_patients,
 )
 from client.progress import Progress
-from client.replies import Acknowledged, Configured, Described, Evaluated, Held, Reply, Trained, Uploaded
+from client.replies import (
+    Acknowledged,
+    Agreed,
+    Configured,
+    Dealt,
+    Described,
+    Evaluated,
+    Held,
+    Keyed,
+    Masked,
+    Opened,
+    Reply,
+    Trained,
+    Uploaded,
+)
 from common.transfer.manifest import is_hash, manifest_of
 
 MOST_ANSWERS = 8
@@ -34,10 +49,7 @@ def check_update(reply: Trained, door: Door) -> None:
     from common.update.payload import read_payload
     from common.update.tensors import BadUpdate
 
-    place = reply.outbox.payload(reply.manifest.sha256)
-    known = is_hash(reply.manifest.sha256) and place.exists()
-    if not known or manifest_of(place, reply.transfer.shard_bytes) != reply.manifest:
-        raise Refusal(NOT_ALLOWED, "the manifest is not that of the update")
+    place = place_of(reply)
     try:
         update = read_payload(place, door.site)
         check_file(place, update, door.site)
@@ -45,6 +57,40 @@ def check_update(reply: Trained, door: Door) -> None:
         check_written(reply.steps, reply.model, update, door.site)
     except BadUpdate as fault:
         raise Refusal(NOT_ALLOWED, "the update is not the study's chain over a change of the round's model") from fault
+
+
+def place_of(reply: Trained | Masked) -> Path:
+    """The file that would leave.
+
+    Raises:
+        Refusal: NOT_ALLOWED where it is not that of the manifest.
+    """
+    place = reply.outbox.payload(reply.manifest.sha256)
+    known = is_hash(reply.manifest.sha256) and place.exists()
+    if not known or manifest_of(place, reply.transfer.shard_bytes) != reply.manifest:
+        raise Refusal(NOT_ALLOWED, "the manifest is not that of the update")
+    return place
+
+
+def check_masked(reply: Masked, door: Door) -> None:
+    """What leaves has a whole number for each value of the update, under the same names, and nothing beside.
+
+    Raises:
+        Refusal: NOT_ALLOWED.
+    """
+    import torch
+
+    from common.update.form import check_file
+    from common.update.payload import read_payload
+    from common.update.tensors import BadUpdate, check_like
+
+    place = place_of(reply)
+    try:
+        update, sent = read_payload(reply.withheld, door.site), read_payload(place, door.site)
+        check_file(place, sent, door.site)
+        check_like(sent, update, door.site, dict.fromkeys(update, torch.int32))
+    except BadUpdate as fault:
+        raise Refusal(NOT_ALLOWED, "the masked update has not the form of the update") from fault
 
 
 def check_kind(reply: Reply, door: Door, asked: Asked) -> None:
@@ -66,7 +112,7 @@ def check_sense(reply: Reply, door: Door, asked: Asked) -> None:
     Raises:
         Refusal: NOT_ALLOWED or TOO_FEW_PATIENTS.
     """
-    if isinstance(reply, Configured | Trained | Evaluated):
+    if isinstance(reply, Configured | Trained | Evaluated | Masked):
         check_patients(door.policy, reply.patients)
     match reply:
         case Described(site):
@@ -78,6 +124,13 @@ def check_sense(reply: Reply, door: Door, asked: Asked) -> None:
         case Evaluated():
             right = max(reply.right, reply.boxed)
             fits = reply.round == asked.round and reply.patients <= reply.questions and right <= reply.questions
+        case Keyed() | Masked() | Agreed():
+            fits = reply.round == asked.round
+        case Dealt():
+            fits = reply.round == asked.round and reply.sealed.keys() <= training_sites(door, asked)
+        case Opened():
+            of, both = reply.seeds.keys() | reply.mask_keys.keys(), reply.seeds.keys() & reply.mask_keys.keys()
+            fits = reply.round == asked.round and of <= training_sites(door, asked) and not both
         case Uploaded(transfer=moved):
             named = (moved.site, moved.study, moved.run, moved.round)
             fits = named == (door.site, asked.study, asked.run, asked.round)
@@ -91,6 +144,12 @@ def check_sense(reply: Reply, door: Door, asked: Asked) -> None:
         raise Refusal(NOT_ALLOWED, f"{type(reply).__name__} does not answer what was asked")
 
 
+def training_sites(door: Door, asked: Asked) -> set[str]:
+    """Of the study that was asked about."""
+    about = door.state / "studies" / asked.study / "study.json"
+    return set(json.loads(about.read_text())["study"]["sites"]["train"])
+
+
 def check_repeats(door: Door, asked: Asked, kind: str, digest: str) -> None:
     """Refuse one more different answer to a round: many of them, each from a model that the coordinator chose, would
     tell together what one does not.
@@ -98,7 +157,7 @@ def check_repeats(door: Door, asked: Asked, kind: str, digest: str) -> None:
     Raises:
         Refusal: TOO_MANY_ANSWERS.
     """
-    if kind not in ("Trained", "Evaluated"):
+    if kind not in ("Trained", "Learned", "Evaluated"):
         return
     place = (kind, asked.study, asked.run, asked.round)
     entries = map(json.loads, whole_lines(door.state / "audit.jsonl"))

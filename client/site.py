@@ -54,6 +54,10 @@ class Site:
     state: Path
     """The site's own folder: model cache, questions, optimiser states, updates, logs."""
     bulk: BulkEnd | None = None
+    key: Path | None = None
+    """The private half of this site's identity."""
+    played_keys: Path | None = None
+    """Only where a simulation plays the hospitals: folder of the NAME.pub of all of them, which it has made itself."""
 
     @property
     def channel(self) -> Channel:
@@ -87,9 +91,9 @@ def read_site(path: Path, state: Path) -> Site:
 def site_of(context: Context) -> Site:
     """The site that this node is.
 
-    `node_config` keys: `site-config` (path of the site's file), `state-dir` (its folder); where there is a bulk
-    channel, `bulk` (its address), `ca` and `key` (paths); and `approve-all` (true only where a simulation plays the
-    hospital).
+    `node_config` keys: `site-config` (path of the site's file), `state-dir` (its folder), `key` (path); where there is
+    a bulk channel, `bulk` (its address) and `ca` (path); and, only where a simulation plays the hospital, `approve-all`
+    (true) and `played-keys` (see `Site`).
 
     Raises:
         UserError: a key is missing, or the site's file is wrong.
@@ -102,6 +106,10 @@ def site_of(context: Context) -> Site:
     if "bulk" in node:
         end = BulkEnd(parse_address(str(node["bulk"])), Path(str(node["ca"])), Path(str(node["key"])))
         site = replace(site, bulk=end)
+    if "key" in node:
+        site = replace(site, key=Path(str(node["key"])))
+    if "played-keys" in node:
+        site = replace(site, played_keys=Path(str(node["played-keys"])))
     if node.get("approve-all") is True:
         permissive = site.settings.policy.model_copy(update={"approve_all": True})
         site = replace(site, settings=site.settings.model_copy(update={"policy": permissive}))

@@ -12,6 +12,7 @@ Everything lasting is under the site's folder, since a new process may answer ea
                                        steps-ROUND.json, rewards and signs of reward hacking by step, never leaves;
                                        evaluated-ROUND.json, the round's last answer to `evaluate`
     studies/HASH/runs/RUN/{model,inbox,outbox}/    see round_model.py, inbox.py, outbox.py
+    studies/HASH/sum.json, runs/RUN/withheld/      see secure_sum.py
     studies/HASH/runs/RUN/job/         the training job's log and files, where the site has a launcher
 """
 
@@ -41,7 +42,8 @@ from client.policy import (
     Refusal,
 )
 from client.progress import note
-from client.replies import Configured, Evaluated, Trained
+from client.replies import Configured, Evaluated, Learned, Trained
+from client.secure_sum import WITHHELD, forget, identities
 from client.site import Site
 from common.errors import UserError
 from common.evaluation.answering import answer
@@ -57,6 +59,7 @@ from common.questions.codebook import Codebook
 from common.questions.codebook_file import to_toml
 from common.questions.curriculum import worth_asking
 from common.registry.stored import stored_registry
+from common.secure_sum import check_weight
 from common.study import Study
 from common.tasks.site_questions import site_questions
 from common.transfer.manifest import Manifest, manifest_from
@@ -140,6 +143,8 @@ class SiteStudy:
         if self.site.name not in self.study.sites.train:
             raise UserError(f"Site {self.site.name!r} is no training site of the study.", "Correct sites.train.")
         self.check_codebook(codebook)
+        if self.study.secure_sum is not None:
+            identities(self.site, self.study)
         base = self.study.model.base
         place = str(model) if model is not None else self.site.settings.models.get(base, base)
         about = self.folder / "study.json"
@@ -157,8 +162,10 @@ class SiteStudy:
         entry = json.loads(about.read_text())
         if codebook is not None and entry["codebook"] != codebook.hash:
             raise Refusal(BAD_CODEBOOK)
-        private = self.study.privacy is not None
-        return Configured(entry["patients"], self.questions("train").height, entry["codebook"], private)
+        private, asked = self.study.privacy is not None, self.questions("train").height
+        if self.study.secure_sum is not None:
+            check_weight(self.study, {"patients": entry["patients"], "questions": asked})
+        return Configured(entry["patients"], asked, entry["codebook"], private)
 
     def check_codebook(self, codebook: Codebook | None) -> None:
         """The approved study says whether sites share a codebook, and which, where it is a file.
@@ -288,6 +295,9 @@ class SiteStudy:
         before, outbox = trained_in_round(self.study.model, task.round, model), Outbox(folder / "outbox")
         outbox.acknowledged(task.round - 1)
         outbox.drop_older(self.site.settings.keep_days)
+        if self.study.secure_sum is not None:
+            forget(self.folder, task.run, task.round - 1)
+            outbox = Outbox(folder / WITHHELD)
         if last is not None and last["asked"] == asked and outbox.payload(last["manifest"]["sha256"]).exists():
             return self.trained(outbox, manifest_from(last["manifest"]), before, last["figures"])
         about = self.about()
@@ -332,7 +342,8 @@ class SiteStudy:
     def trained(self, outbox: Outbox, manifest: Manifest, before: State, figures: dict[str, Any]) -> Trained:
         decimals = {"reward": 4, "informative": 4, "generating_s": 2, "learning_s": 2}
         told = {name: round(value, decimals[name]) if name in decimals else value for name, value in figures.items()}
-        return Trained(outbox, manifest, before, chain(self.study.update), self.study.transfer, **told)
+        kind = Trained if self.study.secure_sum is None else Learned
+        return kind(outbox, manifest, before, chain(self.study.update), self.study.transfer, **told)
 
     def evaluate(self, task: Task, model: State) -> Evaluated:
         """Counts over the validation questions, answered by the round's model.

@@ -68,13 +68,25 @@ def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
     except OSError:
         raise UserError(f"{path}: cannot be read.", "Give the site.pub that the site sent.") from None
     try:
+        return parse_public_key(content)
+    except ValueError as error:
+        raise UserError(
+            f"{path}: {error}.", "Give the site.pub that `wardround-site keygen` or `ssh-keygen -t ecdsa -b 384` made."
+        ) from None
+
+
+def parse_public_key(content: bytes) -> ec.EllipticCurvePublicKey:
+    """One line in OpenSSH's format, as in a site.pub.
+
+    Raises:
+        ValueError: it is not a P-384 public key.
+    """
+    try:
         key = serialization.load_ssh_public_key(content)
     except (ValueError, UnsupportedAlgorithm):
-        raise UserError(f"{path}: not a public key.", "Give the site.pub that `wardround-site keygen` made.") from None
+        raise ValueError("not a public key") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise UserError(
-            f"{path}: not a P-384 key.", "Make one with `wardround-site keygen` or `ssh-keygen -t ecdsa -b 384`."
-        )
+        raise ValueError("not a P-384 key")
     return key
 
 

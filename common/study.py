@@ -18,6 +18,7 @@ from common.federation import Rounds, Transfer, Update
 from common.launcher import TrainingJobs
 from common.model import BUILT_IN, Model
 from common.privacy import Privacy, check_private
+from common.secure_sum import SecureSum, check_summable
 from common.strict import Fraction, Positive, Strict, checked, read_toml
 
 PrefixRoute = Literal["auto", "expanded", "packed", "plain"]
@@ -213,6 +214,7 @@ class Study(Strict):
     update: Update = Update()
     transfer: Transfer = Transfer()
     privacy: Privacy | None = None
+    secure_sum: SecureSum | None = None
     evaluation: Evaluation = Evaluation()
     simulation: Simulation = Simulation()
 
@@ -220,6 +222,8 @@ class Study(Strict):
     def possible(self) -> "Study":
         if self.privacy is not None:
             check_private(self)
+        if self.secure_sum is not None:
+            check_summable(self)
         quorum = self.rounds.quorum
         if quorum is not None and quorum > len(self.sites.train):
             raise ValueError(

@@ -10,6 +10,7 @@
 | `arm-dir` | folder of the checkpoints |
 | `events` | path of the event log |
 | `coordinator` | the coordinator's folder: its bulk channel and the sites' heartbeats; empty where there is none |
+| `played-keys` | folder of the sites' NAME.pub, where a simulation plays them under a secure sum; else empty |
 """
 
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from common.keys import read_public_key
 from common.study import read_study
 from server.bulk_route import bulk_route
 from server.coordinator import Coordinator
@@ -37,6 +39,8 @@ def main(grid: Grid, context: Context) -> None:
     store = RoundStore(Path(str(config["arm-dir"])))
     run, folder = str(config["run"]), str(config["coordinator"])
     bulk = bulk_route(folder, log)
+    keys = str(config["played-keys"])
+    played = {site: read_public_key(Path(keys) / f"{site}.pub") for site in study.sites.train} if keys else None
     heard = listening(Coordinator(Path(folder)).progress, run, log) if folder else nullcontext()
     with store.alone(), heard:
-        run_rounds(grid, study, run, Path(str(config["model"])), store, log, bulk)
+        run_rounds(grid, study, run, Path(str(config["model"])), store, log, bulk, played)

@@ -18,7 +18,7 @@ from common.errors import UserError
 
 CLIENT_APP = "client.app:app"
 PUBLISHER = NAME = "wardround"
-RUN_CONFIG = {"study": "", "run": "", "model": "", "arm-dir": "", "events": "", "coordinator": ""}
+RUN_CONFIG = {"study": "", "run": "", "model": "", "arm-dir": "", "events": "", "coordinator": "", "played-keys": ""}
 """What `server/app.py` reads, all set by `wardround run`. Flower refuses other keys."""
 
 

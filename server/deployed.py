@@ -63,6 +63,7 @@ def run_config(coordinator: Coordinator, run: RunFolder, model: Path | str) -> d
         "arm-dir": str(run.arm(study.seed, "federated")),
         "events": str(run.events),
         "coordinator": str(coordinator.folder),
+        "played-keys": "",
     }
 
 

@@ -73,15 +73,23 @@ def kept_offer(path: Path, model_sha256: str) -> Offer | None:
     return Offer(values["figures"], manifest_from(values["manifest"]), model_sha256)
 
 
-def accept(reply: Message, context: RoundContext, model_sha256: str, site: str) -> Offer:
-    """Raises: BadUpdate where the reply is of another round or is not whole."""
+def figures_in(reply: Message, context: RoundContext, site: str) -> dict[str, float]:
+    """What an answer to `train` tells beside the update.
+
+    Raises:
+        BadUpdate: it is of another round, or not whole.
+    """
     # A private study's sites tell nothing but the update.
     check_reply(reply, {"manifest": (), "metrics": () if context.study.privacy else TRAINED}, context, site)
+    return figures(reply, "metrics")
+
+
+def manifest_in(reply: Message, site: str) -> Manifest:
+    """Raises: BadUpdate where the reply has none."""
     try:
-        manifest = manifest_from(reply.content.config_records["manifest"])
+        return manifest_from(reply.content.config_records["manifest"])
     except BadPayload as fault:
         raise BadUpdate(site, str(fault)) from None
-    return Offer(figures(reply, "metrics"), manifest, model_sha256)
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,8 @@ class Gathering:
     def talk(self, site: str) -> Talk[Contribution | None]:
         """Training at a site and its update; None, and a line in the log, where there is none that can be used."""
         try:
-            contribution: Contribution | None = yield from self.update(site)
+            summed = self.context.study.secure_sum is not None
+            contribution: Contribution | None = yield from self.training(site) if summed else self.update(site)
         except BadUpdate as bad:
             self.log.write("update_refused", site=site, round=self.context.round, fault=bad.fault)
             self.forget(site)
@@ -122,6 +131,17 @@ class Gathering:
         payload = f"{site}-{'?' * 64}.payload"
         for path in (*self.place(site).parent.glob(payload), *self.place(site).parent.glob(f".{payload}.*.part")):
             path.unlink()
+
+    def training(self, site: str) -> Talk[Contribution | None]:
+        """Training at a site whose update stays there until it is summed (server/secure_sum.py). Raises: BadUpdate."""
+        reply = yield from self.delivery.ask(site, "train", self.context)
+        if reply.has_error():
+            self.log.write("site_refused", site=site, round=self.context.round, fault=reply.error.reason or "")
+            return None
+        contribution = Contribution(site, figures_in(reply, self.context, site), 0, self.model_sha256)
+        write_json(self.place(site).with_suffix(".json"), asdict(contribution))
+        self.log.write("site_trained", site=site, round=self.context.round, figures=contribution.figures)
+        return contribution
 
     def update(self, site: str) -> Talk[Contribution | None]:
         """Raises: BadUpdate."""
@@ -147,7 +167,7 @@ class Gathering:
 
     def keep_offer(self, site: str, reply: Message) -> Offer:
         """Raises: BadUpdate."""
-        offer = accept(reply, self.context, self.model_sha256, site)
+        offer = Offer(figures_in(reply, self.context, site), manifest_in(reply, site), self.model_sha256)
         write_json(self.offer_place(site), offer.to_dict())
         self.log.write("update_offered", site=site, round=self.context.round, bytes=offer.manifest.size,
                        shards=len(offer.manifest.shards))  # fmt: skip

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from server.exchange import RoundContext
 from server.gathering import Contribution, RoundFailed
 from server.mailbox import Mailbox
+from server.secure_sum import Summed, TooFew
 from server.sites import Roll
 
 LOOK_S = 2.0
@@ -53,6 +54,29 @@ def updates(box: Mailbox, roll: Roll, context: RoundContext, ask: Ask) -> dict[s
             end, asked = time.monotonic() + rounds.deadline_s, set(here)
         else:
             raise failed(context, here, missing)
+
+
+def summed_updates(
+    box: Mailbox, roll: Roll, context: RoundContext, ask: Ask, add_up: Callable[[dict[str, Contribution]], Summed]
+) -> Summed:
+    """A secure sum of the round's updates, in as many tries as the study waits for.
+
+    Args:
+        add_up: the sum of the updates of sites that have trained.
+
+    Raises:
+        RoundFailed: as `updates`, or the sum has too few sites, and the study does not wait for them.
+    """
+    rounds = context.study.rounds
+    while True:
+        here = updates(box, roll, context, ask)
+        try:
+            return add_up(here)
+        except TooFew as few:
+            if rounds.on_missing != "wait":
+                raise
+            box.log.write("round_waits", round=context.round, missing=few.missing)
+            time.sleep(min(AGAIN_S, rounds.deadline_s))
 
 
 def failed(context: RoundContext, here: dict[str, Contribution], missing: list[str]) -> RoundFailed:

@@ -19,7 +19,7 @@ from server.certs import make_certificates
 from server.coordinator import Coordinator, prepare
 from server.deployed import FINISHED, start, status
 from server.serve import Serving
-from server.simulation import load_client_app, site_contexts
+from server.simulation import load_client_app, played_keys, site_contexts
 
 SITE_APP = "server.ray_engine:site_app"
 POLL_S = 1.0
@@ -48,7 +48,8 @@ def simulate_with_ray(study_file: Path, study: Study, run: str, model: Path, arm
     Raises:
         UserError: the run failed; with the ServerApp's own sentence.
     """
-    values = {"study": str(study_file), "run": run, "model": str(model), "arm-dir": str(arm), "events": str(events)}
+    values = {"study": str(study_file), "run": run, "model": str(model), "arm-dir": str(arm), "events": str(events),
+              "played-keys": played_keys(study, arm / "sites")}  # fmt: skip
     resources = f"num-supernodes={len(study.sites.train)} client-resources-num-cpus=1"
     if study.simulation.workers is not None:
         resources += f" init-args-num-cpus={study.simulation.workers}"

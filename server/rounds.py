@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from common.models.policy import load_policy, trainable_state
 from common.study import Study
-from common.update.tensors import BadUpdate, check_finite
+from common.update.tensors import BadUpdate, State, check_finite
 from server.adapters import measure_and_correct
 from server.bulk_route import BulkRoute
 from server.codebooks import common_codebook
@@ -24,13 +24,14 @@ from server.delivery import Delivery
 from server.exchange import Counts, RoundContext, check_reply, figures
 from server.fold import Folded, fold, normalised
 from server.gate import Gate, open_gate
-from server.gathering import Contribution, gather
+from server.gathering import Contribution, Gathering, gather
 from server.mailbox import Mailbox
-from server.missing import updates
+from server.missing import summed_updates, updates
 from server.model_file import ModelFile
 from server.outer import next_model, outer_optimizer
 from server.round_store import Checkpoint, RoundStore
 from server.run_folder import EventLog
+from server.secure_sum import Identities, RoundSum, Summed, identities
 from server.sites import DESCRIBE_S, Roll, configure_sites, study_content
 
 ACKNOWLEDGE_S = 60.0
@@ -46,10 +47,16 @@ def weights_of(study: Study, here: dict[str, Contribution]) -> dict[str, float]:
     return normalised({site: float(given.figures[study.rounds.weights]) for site, given in here.items()})
 
 
+def sum_folded(summed: Summed, trained: State) -> Folded:
+    """The mean of the sites' models, from the opened sum of their updates."""
+    values = ((name, trained[name].double() + change) for name, change in summed.mean)
+    return Folded(summed.weights, dict.fromkeys(summed.weights, 1.0), values)
+
+
 def folded_step(
-    context: RoundContext, before: Checkpoint, store: RoundStore, weights: dict[str, float]
+    context: RoundContext, before: Checkpoint, store: RoundStore, weights: dict[str, float], summed: Summed | None
 ) -> tuple[Checkpoint, Folded]:
-    """The next model and outer state, and how the models were folded.
+    """The next model and outer state, and how the models were folded: of the sum, where there is one.
 
     The notes have `adapter_bias` where LoRA's factors are averaged apart: what that lost (server/adapters.py).
 
@@ -60,8 +67,11 @@ def folded_step(
     outer = outer_optimizer(rounds.outer, dict(before.outer))
     trained, notes = context.trained(before.model), {}
     with ExitStack() as opened:
-        files = {site: opened.enter_context(ModelFile(store.received(number, site))) for site in weights}
-        folded = fold(rounds.fold, weights, files, trained)
+        if summed is not None:
+            files, folded = {}, sum_folded(summed, trained)
+        else:
+            files = {site: opened.enter_context(ModelFile(store.received(number, site))) for site in weights}
+            folded = fold(rounds.fold, weights, files, trained)
         model = before.model | next_model(outer, trained, folded.tensors)
         if study.model.factors_apart:
             lora = study.model.lora
@@ -156,8 +166,12 @@ def one_round(
     store: RoundStore,
     delivery: Delivery,
     gate: Gate | None,
+    named: Identities | None,
 ) -> Checkpoint:
     """From a finished round's checkpoint to the next one's, saved.
+
+    Args:
+        named: the sites' public keys, where the study has a secure sum.
 
     Raises:
         RoundFailed: updates are missing, and the study neither waits for them nor goes on without them.
@@ -170,10 +184,16 @@ def one_round(
     def ask(sites: list[str], left: float) -> dict[str, Contribution]:
         return gather(box, context, before.model, store, delivery, sites, left)
 
-    here = updates(box, roll, context, ask)
+    if named is None:
+        here, summed = updates(box, roll, context, ask), None
+        weights = weights_of(study, here)
+    else:
+        gathering = Gathering(context, before.model, delivery.model, store, delivery, box.log)
+        summed = summed_updates(box, roll, context, ask, lambda here: RoundSum(box, gathering, named, here).go())
+        here, weights = summed.here, summed.weights
     down = delivery.sent
     gathered = time.monotonic() - start
-    after, folded = folded_step(context, before, store, weights_of(study, here))
+    after, folded = folded_step(context, before, store, weights, summed)
     gating = time.monotonic()
     after = gated_step(gate, before, after, box.log) if gate else after
     stepped = time.monotonic()
@@ -239,6 +259,7 @@ def run_rounds(
     store: RoundStore,
     log: EventLog,
     bulk: BulkRoute | None = None,
+    played: Identities | None = None,
 ) -> Checkpoint:
     """All rounds of a study, from the last finished one on.
 
@@ -246,6 +267,7 @@ def run_rounds(
         run: name of the run, a plain lower-case name; sites keep their state under it.
         folder: the base model.
         bulk: the way that large payloads take; all travel in messages where there is none.
+        played: the sites' public keys in a simulation; else a secure sum's are those that the study names.
 
     Returns:
         the last round's checkpoint.
@@ -256,6 +278,7 @@ def run_rounds(
     latest = store.latest()
     if latest is not None and latest.round == study.rounds.rounds:
         return latest
+    named = None if study.secure_sum is None else played or identities(study)
     roll = Roll(grid, study, log)
     needed = len(study.sites.train) if latest is None else study.quorum
     box = Mailbox(grid, roll.assemble(needed, DESCRIBE_S), log)
@@ -269,7 +292,7 @@ def run_rounds(
     if latest is not None:
         log.write("resumed", round=latest.round)
     for number in range(checkpoint.round + 1, study.rounds.rounds + 1):
-        checkpoint = one_round(box, roll, RoundContext(study, run, number), checkpoint, store, delivery, gate)
+        checkpoint = one_round(box, roll, RoundContext(study, run, number), checkpoint, store, delivery, gate, named)
     acknowledge(box, RoundContext(study, run, study.rounds.rounds))
     delivery.end()
     return checkpoint

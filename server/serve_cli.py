@@ -160,6 +160,10 @@ def run(
     else:
         assert study_file is not None
         study = read_study(study_file)
+        if study.secure_sum is not None:
+            from server.secure_sum import identities
+
+            identities(study)
         states = site_states(coordinator)
         absent = [site for site in study.sites.train if states.get(site) != "online"]
         if absent:

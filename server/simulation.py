@@ -6,6 +6,7 @@ is deterministic and holds one site's work at a time.
 """
 
 import importlib
+import os
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from common.grpo.noise import derived_key, write_secret
+from common.keys import PRIVATE_NAME, make_site_key
 from common.questions.codebook import Codebook
 from common.study import Study
 from server.app import app as server_app
@@ -119,8 +121,29 @@ def site_contexts(study: Study, states: Path) -> dict[int, Context]:
             "state-dir": str(states / site),
             "approve-all": True,
         }
+        if study.secure_sum is not None:
+            node_config |= {"key": str(states / site / PRIVATE_NAME), "played-keys": played_keys(study, states)}
         contexts[node] = Context(RUN_ID, node, node_config, RecordDict(), {})
     return contexts
+
+
+def played_keys(study: Study, states: Path) -> str:
+    """Folder of the public keys of the sites that are played, which are made here: a simulation has not the hospitals'.
+    Empty where the study needs none.
+
+    Args:
+        states: see `site_contexts`.
+    """
+    if study.secure_sum is None:
+        return ""
+    folder = states.with_name("keys")
+    folder.mkdir(parents=True, exist_ok=True)
+    for site in study.sites.train:
+        if not (folder / f"{site}.pub").exists():
+            (states / site / PRIVATE_NAME).unlink(missing_ok=True)
+            _, public = make_site_key(states / site)
+            os.replace(public, folder / f"{site}.pub")
+    return str(folder)
 
 
 def simulated_codebook(study: Study, arm: Path, log: EventLog) -> Codebook | None:
@@ -150,5 +173,6 @@ def simulate_federated(study_file: Path, study: Study, run: str, model: Path, ar
         "arm-dir": str(arm),
         "events": str(events),
         "coordinator": "",
+        "played-keys": played_keys(study, arm / "sites"),
     }
     server_app(grid, Context(RUN_ID, COORDINATOR, {}, RecordDict(), run_config))

@@ -1,4 +1,4 @@
-"""A coordinator and two hospitals on this machine, each a process of its own, by the commands that operators type."""
+"""A coordinator and hospitals on this machine, each a process of its own, by the commands that operators type."""
 
 import os
 import subprocess
@@ -42,8 +42,8 @@ def done(name: str, *arguments: object, folder: Path) -> str:
 class Consortium:
     """Everything of it in one folder: `coordinator/`, `NAME/` for each site, `study.toml`, `model/`."""
 
-    def __init__(self, folder: Path, study: Path, model: Path) -> None:
-        self.folder, self.study, self.model = folder, study, model
+    def __init__(self, folder: Path, study: Path, model: Path, sites: tuple[str, ...] = SITES) -> None:
+        self.folder, self.study, self.model, self.sites = folder, study, model, sites
         self.port, self.bulk_port = free_port(), free_port()
         self.coordinator = Coordinator(folder / "coordinator")
         self.stack = ExitStack()
@@ -52,14 +52,19 @@ class Consortium:
         log = self.folder / "logs" / f"{name}.log"
         return self.stack.enter_context(Process(list(line), log, dict(os.environ), self.folder))
 
+    def make_keys(self) -> dict[str, str]:
+        """Site -> its public key, as it stands in a study's `[secure_sum.keys]`."""
+        for site in self.sites:
+            done("wardround-site", "keygen", site, folder=self.folder)
+        return {site: (self.folder / site / "site.pub").read_text().strip() for site in self.sites}
+
     def make(self) -> None:
         done("wardround", "certs", "make", "coordinator", "--host", "localhost", folder=self.folder)
         done("wardround", "bundle", "build", "code.fab", folder=self.folder)
         done("wardround", "bundle", "sign", "code.fab", "--key", "alice/reviewer.key", "--name", "alice",
              folder=self.folder)  # fmt: skip
         done("wardround", "bundle", "publish", "coordinator", "code.fab", folder=self.folder)
-        for site in SITES:
-            done("wardround-site", "keygen", site, folder=self.folder)
+        for site in self.sites:
             done("wardround", "sites", "add", "coordinator", site, f"{site}/site.pub", folder=self.folder)
             done("wardround-site", "approve", self.study, "--site", f"sites/{site}.toml", "--yes", folder=self.folder)
 
@@ -105,33 +110,38 @@ class Consortium:
 
     def wait_online(self, timeout_s: float = 240.0) -> None:
         end = time.monotonic() + timeout_s
-        while (states := site_states(self.coordinator)) != dict.fromkeys(SITES, "online"):
+        while (states := site_states(self.coordinator)) != dict.fromkeys(self.sites, "online"):
             assert time.monotonic() < end, states
             time.sleep(0.5)
 
 
 @contextmanager
-def running_consortium(folder: Path, values: dict[str, Any], model: Path) -> Iterator[Consortium]:
+def running_consortium(
+    folder: Path, values: dict[str, Any], model: Path, sites: tuple[str, ...] = SITES
+) -> Iterator[Consortium]:
     """Coordinator and sites, online.
 
     Args:
-        values: of the study, without its sites.
+        values: of the study, without its sites and without the keys of its secure sum, if it has one.
     """
     shipped = Path(__file__).parent.parent / "site_configs" / "synthetic"
     (folder / "sites").mkdir()
     line = make_reviewer_key(folder / "alice")[1].read_text().strip()
-    for site in SITES:
+    for site in sites:
         text = f'extends = "{shipped / site}.toml"\n[client.policy.reviewers]\nalice = "{line}"\n'
         (folder / "sites" / f"{site}.toml").write_text(text)
     study = folder / "study.toml"
-    named = {**values, "sites": {"train": SITES, "public": ["synthetic-public"]}}
+    made = Consortium(folder, study, model, sites)
+    keys = made.make_keys()
+    named = {**values, "sites": {"train": sites, "public": ["synthetic-public"]}}
+    if "secure_sum" in values:
+        named["secure_sum"] = {**values["secure_sum"], "keys": keys}
     study.write_text(parse_study({**named, "simulation": {"site_configs": "sites"}}, "test").to_toml())
-    made = Consortium(folder, study, model)
     with made.stack:
         made.make()
         made.serve()
         made.wait_for("Ready.", "serve")
-        for site in SITES:
+        for site in sites:
             made.join(site)
         made.wait_online()
         yield made

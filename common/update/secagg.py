@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from Crypto.Protocol.SecretSharing import Shamir
 from cryptography.exceptions import InvalidSignature, InvalidTag
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -101,6 +101,11 @@ class Advertised:
         head = json.dumps(["advertised", self.site]).encode()
         return session.binding + head + self.share_key + self.mask_key + self.seed_hash
 
+    @property
+    def packed(self) -> bytes:
+        """As it travels, without the site's name."""
+        return self.share_key + self.mask_key + self.seed_hash + self.signature
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -131,6 +136,12 @@ def advertise(session: Session, site: str, own: Secrets, identity: ec.EllipticCu
     bare = Advertised(site, public(own.share_key), public(own.mask_key), hashlib.sha256(own.seed).digest())
     signature = identity.sign(bare.signed(session), ec.ECDSA(hashes.SHA384()))
     return Advertised(bare.site, bare.share_key, bare.mask_key, bare.seed_hash, signature)
+
+
+def unpack_advertised(site: str, data: bytes) -> Advertised:
+    """What `Advertised.packed` made; whether it is one, its signature says."""
+    ends = (SECRET, 2 * SECRET, 3 * SECRET)
+    return Advertised(site, data[: ends[0]], data[ends[0] : ends[1]], data[ends[1] : ends[2]], data[ends[2] :])
 
 
 def public(private: bytes) -> bytes:
@@ -323,15 +334,3 @@ def leftover(
         # What the dropped site would have added, so that its partners' streams cancel.
         masks.extend(pair_mask(session, site, mask_key, dealt[other]) for other in summed)
     return masks
-
-
-def load_identity(line: str) -> Identity:
-    """A site's registered public key: one line in OpenSSH's format.
-
-    Raises:
-        ValueError: it is not a P-384 key.
-    """
-    key = serialization.load_ssh_public_key(line.encode())
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise ValueError("not a P-384 key")
-    return key
