@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flwr.app import ConfigRecord, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from common.errors import UserError
@@ -32,6 +33,7 @@ class Roll:
         ready: site -> the node that has accepted the study.
         away: training sites that were not connected when they were last looked for.
         doubles: nodes that were refused because another one is the site that they say they are.
+        distrustful: nodes that do not run this run's code: no reviewer that they trust has signed it.
         content: what a site is sent before its first round (`study_content`).
     """
 
@@ -42,16 +44,21 @@ class Roll:
     ready: dict[str, int] = field(default_factory=dict)
     away: set[str] = field(default_factory=set)
     doubles: set[int] = field(default_factory=set)
+    distrustful: set[int] = field(default_factory=set)
     content: RecordDict = field(default_factory=RecordDict)
 
     def listen(self, wait_s: float) -> dict[str, list[int]]:
         """Ask new nodes for their names; returns name -> the connected nodes that say it."""
         connected = list(self.grid.get_node_ids())
-        unnamed = {f"node {node}": node for node in connected if node not in self.names}
+        # A run's code does not change, so who refused it is not asked again.
+        strangers = [node for node in connected if node not in self.names and node not in self.distrustful]
+        unnamed = {f"node {node}": node for node in strangers}
         box = Mailbox(self.grid, unnamed, self.log)
         for node, reply in box.ask("query.describe", 0, {name: RecordDict() for name in unnamed}, wait_s):
             if reply.has_error():
                 self.log.write("site_refused", site=node, round=0, fault=reply.error.reason or "")
+                if reply.error.code == ErrorCode.INVALID_FAB:
+                    self.distrustful.add(unnamed[node])
             else:
                 self.names[unnamed[node]] = str(reply.content.config_records["site"]["name"])
         claims: dict[str, list[int]] = {}
@@ -73,9 +80,16 @@ class Roll:
                 if len(claims.get(name, ())) > 1:
                     raise UserError(f"Two nodes say that they are site {name!r}.", "Stop one of them.")
             missing = [name for name in train if name not in claims]
-            if not missing or time.monotonic() >= end:
+            # Who is missing may well be those that refuse the code: waiting does not help.
+            if len(self.distrustful) >= len(missing) or time.monotonic() >= end:
                 break
             time.sleep(min(1.0, max(0.0, end - time.monotonic())))
+        if len(train) - len(missing) < needed and self.distrustful:
+            raise UserError(
+                f"The run needs site {missing[0]!r}, and {len(self.distrustful)} connected sites do not run this code: "
+                "no reviewer whom they trust has signed it.",
+                "Let one of them sign it: `wardround bundle build`, `sign`, `publish`.",
+            )
         if len(train) - len(missing) < needed:
             raise UserError(
                 f"The run needs site {missing[0]!r} ({len(missing)} of {len(train)} named sites are not connected).",

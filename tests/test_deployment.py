@@ -71,15 +71,16 @@ def test_unsigned_code_and_a_strangers_signature_are_refused(consortium: Consort
     line = ("run", consortium.study, "--coordinator", "coordinator", "--model", consortium.model, "--runs", "refused")
     kept = bundle.rename(folder / "kept-bundle")
     unsigned = do("wardround", *line, folder=folder)
-    assert unsigned.returncode == 2 and "could not be verified" in unsigned.stderr, unsigned.stderr
-    assert all("FAB could not be verified" in consortium.node_log(site) for site in SITES)
+    assert unsigned.returncode == 2 and "do not run this code" in unsigned.stderr, unsigned.stderr
+    assert all("The FAB could not be verified" in consortium.node_log(site) for site in SITES)
 
     done("wardround", "bundle", "keygen", "mallory", folder=folder)
     done("wardround", "bundle", "build", "theirs.fab", folder=folder)
     done("wardround", "bundle", "sign", "theirs.fab", "--key", "mallory/reviewer.key", "--name", "alice", folder=folder)
     done("wardround", "bundle", "publish", "coordinator", "theirs.fab", folder=folder)
     forged = do("wardround", *line, folder=folder)
-    assert forged.returncode == 2 and "could not be verified" in forged.stderr, forged.stderr
+    assert all("could not verify the FAB" in consortium.node_log(site) for site in SITES)
+    assert forged.returncode == 2 and "do not run this code" in forged.stderr, forged.stderr
     shutil.rmtree(bundle)
     kept.rename(bundle)
 

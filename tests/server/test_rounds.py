@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Context, Error, Message, RecordDict
+from flwr.supernode.start_client_internal import FAB_VERIFICATION_ERROR
 
 from common.errors import UserError
 from common.federation import Rounds
@@ -18,7 +19,7 @@ from common.study import Study
 from common.transfer.records import shard_in, shard_record
 from server.gathering import RoundFailed
 from server.round_store import Checkpoint
-from server.run_folder import EventLog
+from server.run_folder import EventLog, read_events
 from server.sites import name_sites
 from tests.server.adding import (
     MODEL,
@@ -200,6 +201,25 @@ def test_named_sites_must_be_there(run: Run, tmp_path: Path) -> None:
     log = EventLog(tmp_path / "events.jsonl")
     with pytest.raises(UserError, match="needs site 'b'"):
         name_sites(grid, run.study, log, wait_s=0.1)
+
+
+class DistrustfulGrid(FaultyGrid):
+    """One node answers as Flower's does to a bundle that nobody whom it trusts has signed."""
+
+    def deliver(self, message: Message) -> Message:
+        if message.metadata.dst_node_id == self.site:
+            return Message(FAB_VERIFICATION_ERROR, reply_to=message)
+        return super().deliver(message)
+
+
+def test_a_site_that_does_not_run_the_code_is_not_waited_for(run: Run, tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    start = time.monotonic()
+    with pytest.raises(UserError, match="needs site 'b', and 1 connected sites do not run this code"):
+        name_sites(DistrustfulGrid(run.sites.app()), run.study, log, wait_s=60.0)
+    assert time.monotonic() - start < 30.0
+    (refused,) = [event for event in read_events(tmp_path / "events.jsonl") if event["event"] == "site_refused"]
+    assert refused["fault"] == "The FAB could not be verified."
 
 
 def test_one_name_twice_is_refused(run: Run, tmp_path: Path) -> None:
