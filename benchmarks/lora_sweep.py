@@ -26,7 +26,7 @@ from common.study import Study, parse_study
 from common.tasks.site_questions import site_questions
 from server.frames import registries
 
-STEPS, SEEDS = 48, (1, 2, 3)
+STEPS, SEEDS = 48, (1, 2)
 RANKS = (8, 16, 32)
 RATES_ALL = (3e-4, 1e-3, 3e-3)
 RATES_LORA = (1e-3, 3e-3, 1e-2, 3e-2)
