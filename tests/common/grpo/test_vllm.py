@@ -29,7 +29,7 @@ PLAIN = "{python} -m common.grpo.job {folder}"
 ZERO = "{python} -m accelerate.commands.launch --config_file {zero3} --num_processes 2 -m common.grpo.job {folder}"
 PROGRAM = os.environ.get("WARDROUND_VLLM")
 # Compiled, a server would take minutes to answer first.
-VLLM = f"env TORCHDYNAMO_DISABLE=1 {PROGRAM} serve {{model}} --enforce-eager"
+VLLM = f"env TORCHDYNAMO_DISABLE=1 {PROGRAM} serve {{model}} --enforce-eager --no-enable-chunked-prefill"
 
 
 def job(study: Study, model: Path, questions: pl.DataFrame, folder: Path, **values: Any) -> Job:
