@@ -32,7 +32,7 @@ SITES = (4, 16, 64)
 SPEED_SITES, REPEATS, QUICK_REPEATS = 4, 7, 3
 TENSORS, QUICK_TENSORS = 64, 32
 ROBUST_TENSORS = 8
-"""Sorting 64 sites' values takes minutes on a larger model; what is measured does not depend on it."""
+"""Of the files' tensors, folded robustly: sorting 64 sites' values takes minutes on all of them."""
 SHAPE = (512, 512)
 """Of each tensor: 1 MiB in float32."""
 FOLDS: dict[str, Fold] = {
@@ -107,13 +107,17 @@ def child(sites: int, tensors: int, name: str, folder: Path) -> None:
     print(mib("VmHWM") - start)
 
 
-def peaks(tensors: int, name: str) -> dict[int, float]:
-    """By sites: MiB above the process's start, the round's model and the next one among them."""
+def peaks(written: int, tensors: int, name: str) -> dict[int, float]:
+    """By sites: MiB above the process's start, the round's model and the next one among them.
+
+    Args:
+        written: tensors in each site's file, of which the first `tensors` are the model.
+    """
     # Tensors on pages of their own, which go back to the system when they are freed. glibc raises this threshold as it
     # goes, and then holes in its heap decide several MiB of a process's peak.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
     with tempfile.TemporaryDirectory() as temporary:
-        write(Path(temporary), tensors)
+        write(Path(temporary), written)
         measured = {}
         for sites in SITES:
             command = [sys.executable, "-m", "benchmarks.fold", "--child", str(sites), str(tensors), name, temporary]
@@ -136,7 +140,7 @@ def main() -> None:
     tensors = QUICK_TENSORS if given.quick else TENSORS
     plain, ours = speeds(tensors, QUICK_REPEATS if given.quick else REPEATS)
     sizes = {name: tensors if name == "mean" else ROBUST_TENSORS for name in FOLDS}
-    measured = {name: peaks(sizes[name], name) for name in FOLDS}
+    measured = {name: peaks(tensors, sizes[name], name) for name in FOLDS}
     growth = {name: max(m.values()) / min(m.values()) for name, m in measured.items()}
     if not given.json:
         values = SPEED_SITES * tensors * SHAPE[0] * SHAPE[1] / 1e6

@@ -6,7 +6,8 @@ would seem to hold 64 models.
 """
 
 import json
-import math
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +16,36 @@ import torch
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in a file."""
+
+    dtype: torch.dtype
+    begin: int
+    """Of its first byte, from the end of the header."""
+
+
+@lru_cache(maxsize=2)
+def places(header: bytes) -> dict[str, Place]:
+    """By name. The sites' files of a round have the same header: what is read of it stands in memory once."""
+    return {
+        name: Place(DTYPES[about["dtype"]], about["data_offsets"][0])
+        for name, about in json.loads(header).items()
+        if name != "__metadata__"
+    }
+
+
 class ModelFile:
     """An open safetensors file of float32 and bfloat16 tensors; a context manager.
 
     Attributes:
-        sizes: number of values of each tensor, by name.
+        tensors: where each lies, by name.
     """
 
     def __init__(self, path: Path) -> None:
-        self.file = path.open("rb")
+        self.file = path.open("rb", buffering=0)
         length = int.from_bytes(self.file.read(8), "little")
-        header = json.loads(self.file.read(length))
-        self.tensors = {name: about for name, about in header.items() if name != "__metadata__"}
-        self.sizes = {name: math.prod(about["shape"]) for name, about in self.tensors.items()}
+        self.tensors = places(self.file.read(length))
         self.start = 8 + length
 
     def __enter__(self) -> "ModelFile":
@@ -42,9 +60,8 @@ class ModelFile:
         Args:
             buffer: uint8, where the bytes go; the row is a view of it.
         """
-        about = self.tensors[name]
-        dtype = DTYPES[about["dtype"]]
-        part = buffer[: (end - begin) * dtype.itemsize]
-        self.file.seek(self.start + about["data_offsets"][0] + begin * dtype.itemsize)
+        place = self.tensors[name]
+        part = buffer[: (end - begin) * place.dtype.itemsize]
+        self.file.seek(self.start + place.begin + begin * place.dtype.itemsize)
         self.file.readinto(part.data)
-        return torch.from_numpy(part).view(dtype)
+        return torch.from_numpy(part).view(place.dtype)

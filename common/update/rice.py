@@ -69,8 +69,12 @@ def pack(values: Whole) -> bytes:
 
 def low_bits(values: Whole, k: int) -> bytes:
     """The k lowest bits of each, the lowest first."""
-    octets = values.astype("<u4").view(np.uint8).reshape(-1, 4)[:, : (k + 7) // 8]
-    return np.packbits(np.unpackbits(octets, axis=1, count=k, bitorder="little")).tobytes()
+    if k == 0:
+        return b""
+    width = 1 if k <= 8 else 4
+    # Of whole rows at once: with an axis and a count numpy goes row by row.
+    bits = np.unpackbits(values.astype(f"<u{width}").view(np.uint8), bitorder="little").reshape(-1, 8 * width)
+    return np.packbits(bits[:, :k]).tobytes()
 
 
 def unpack(reader: Reader, count: int, limit: int) -> Whole:

@@ -56,24 +56,45 @@ def cut(before: np.ndarray) -> int:
     return int(np.searchsorted(share, SMALL_SHARE, side="right"))
 
 
-def pieces(before: np.ndarray, below: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Parts of a block, and which of their weights are small."""
-    for begin in range(0, before.size, PIECE):
-        part = slice(begin, begin + PIECE)
-        yield part, (before[part] & 0x7FFF) < below << 7
+def parts(size: int) -> Iterator[slice]:
+    return (slice(begin, min(begin + PIECE, size)) for begin in range(0, size, PIECE))
 
 
-def joined(rows: list[Whole]) -> Whole:
-    return np.concatenate([np.empty(0, np.int64), *rows])
+def no_flags(size: int) -> np.ndarray:
+    """A flag for each of so many weights, and some more so that they fill words of 8."""
+    return np.zeros((size + 7) // 8 * 8, bool)
 
 
-def classes(before: np.ndarray, positions: Whole, below: int) -> list[Whole]:
+def positions(flags: np.ndarray) -> Whole:
+    """Where flags are set. By words of 8 first: where fewer than a tenth are set, numpy looks for each anew."""
+    words = flags.view(np.uint64)
+    some = np.flatnonzero(words != 0)
+    inside = np.flatnonzero(words[some].view(bool))
+    return (some[inside >> 3] << 3) + (inside & 7)
+
+
+def small_flags(before: np.ndarray, below: int) -> np.ndarray:
+    flags = no_flags(before.size)
+    for part in parts(before.size):
+        np.less(before[part] & 0x7FFF, below << 7, out=flags[part])
+    return flags
+
+
+def changed_flags(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    flags = no_flags(before.size)
+    for part in parts(before.size):
+        np.not_equal(before[part], after[part], out=flags[part])
+    return flags
+
+
+def classes(before: np.ndarray, small: np.ndarray, below: int) -> list[Whole]:
     """Positions of the small weights, an exponent a class, in an order that both ends know."""
     if below == 0:
         return []
-    depths = np.minimum(below - 1 - ((before[positions] & 0x7FFF) >> 7), CLASSES - 1).astype(np.uint8)
-    order = np.argsort(depths, kind="stable")
-    return np.split(positions[order], np.searchsorted(depths[order], np.arange(1, CLASSES)))
+    places = positions(small)
+    depths = np.minimum(below - 1 - ((before[places] & 0x7FFF) >> 7), CLASSES - 1).astype(np.uint8)
+    ends = np.cumsum(np.bincount(depths, minlength=CLASSES))
+    return np.split(places[np.argsort(depths, kind="stable")], ends[:-1])
 
 
 def pack_differences(before: np.ndarray, after: np.ndarray) -> bytes:
@@ -97,18 +118,13 @@ def add_differences(reader: Reader, before: np.ndarray) -> np.ndarray:
 def encode_block(before: np.ndarray, after: np.ndarray) -> bytes:
     """One block's bytes: int16 bit patterns of up to BLOCK weights before and after."""
     below = cut(before)
-    changed = np.empty(before.size, bool)
-    smalls, larges = [], []
-    for part, small in pieces(before, below):
-        np.not_equal(before[part], after[part], out=changed[part])
-        smalls.append(np.flatnonzero(small) + part.start)
-        larges.append(np.flatnonzero(changed[part] > small) + part.start)
+    small, changed = small_flags(before, below), changed_flags(before, after)
     coded = [bytes([below])]
-    for members in classes(before, joined(smalls), below):
+    for members in classes(before, small, below):
         inside = np.flatnonzero(changed[members])
         moved = members[inside]
         coded += [pack_set(inside, members.size), pack_differences(before[moved], after[moved])]
-    moved = joined(larges)
+    moved = positions(changed > small)
     coded += [pack_set(moved, before.size), pack_differences(before[moved], after[moved])]
     plain = b"".join(coded)
     squeezed = ZSTD.compress(plain, asbytes=True)
@@ -127,8 +143,7 @@ def decode_block(reader: Reader, before: np.ndarray) -> np.ndarray:
     block = Reader(plain)
     below = block.take(1)[0]
     after = before.copy()
-    smalls = [np.flatnonzero(small) + part.start for part, small in pieces(before, below)]
-    for members in classes(before, joined(smalls), below):
+    for members in classes(before, small_flags(before, below), below):
         moved = members[unpack_set(block, members.size)]
         after[moved] = add_differences(block, before[moved])
     moved = unpack_set(block, before.size)
