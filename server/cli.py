@@ -162,6 +162,23 @@ def centralize(
     go(create_run(runs, resolved, numbers, ["base", "centralized", "yardsticks"], time.time()), cache)
 
 
+@app.command("audit-privacy")
+def audit_privacy(
+    study: StudyFile,
+    site: Annotated[str, typer.Option(help="Whose training is attacked; the first of sites.train unless given.")] = "",
+    canaries: Annotated[int, typer.Option(min=4, help="Canaries, and as many patients for the membership test.")] = 60,
+    seed: Annotated[int, typer.Option(min=0, help="Of the coins that say who is in.")] = 1,
+    cache: Cache = None,
+) -> None:
+    """Play one site's training with canaries in it, attack it, and print what was found beside epsilon's bound."""
+    from server.attacks.playing import play
+
+    resolved = read_study(study)
+    found = play(resolved, site or resolved.sites.train[0], canaries, seed, cache_folder(cache))
+    for line in found.lines():
+        console.print(line, soft_wrap=True)
+
+
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Write report.html from what lies in a run folder."""
