@@ -32,6 +32,8 @@ from server.run_folder import EventLog, read_json, write_json
 
 TRAINED = ("patients", "questions", "reward", "informative", "generating_s", "learning_s")
 """Figures of the answer to `train`, as client/egress.py lets them out."""
+MADE_AT_MOST = 3
+"""How often a site is asked for an update that it then does not have."""
 WRONG_SHARDS = 3
 """Shards in a row with other bytes than announced, at which the update is refused."""
 
@@ -143,21 +145,24 @@ class Gathering:
         self.log.write("site_trained", site=site, round=self.context.round, figures=contribution.figures)
         return contribution
 
-    def update(self, site: str) -> Talk[Contribution | None]:
+    def update(self, site: str, tries: int = MADE_AT_MOST) -> Talk[Contribution | None]:
         """Raises: BadUpdate."""
-        offer = kept_offer(self.offer_place(site), self.model_sha256)
-        refused = None if offer is None else (yield from self.pull(site, offer))
-        if offer is None or (refused is not None and refused.error.code == PAYLOAD_MISSING):
+        offer, inline = kept_offer(self.offer_place(site), self.model_sha256), None
+        if offer is None:
             reply = yield from self.delivery.ask(site, "train", self.context)
-            refused = reply if reply.has_error() else None
-            if refused is None:
-                offer = self.keep_offer(site, reply)
-                refused = yield from self.pull(site, offer, reply.content)
-        if refused is not None:
-            self.log.write("site_refused", site=site, round=self.context.round, fault=refused.error.reason or "")
-            return None
-        assert offer is not None
-        return self.keep(site, offer)
+            if reply.has_error():
+                self.log.write("site_refused", site=site, round=self.context.round, fault=reply.error.reason or "")
+                return None
+            offer, inline = self.keep_offer(site, reply), reply.content
+        refused = yield from self.pull(site, offer, inline)
+        if refused is None:
+            return self.keep(site, offer)
+        if refused.error.code == PAYLOAD_MISSING and tries > 1:
+            # Gone or damaged at the site, where it is made again, with the same bytes.
+            self.offer_place(site).unlink()
+            return (yield from self.update(site, tries - 1))
+        self.log.write("site_refused", site=site, round=self.context.round, fault=refused.error.reason or "")
+        return None
 
     def offer_place(self, site: str) -> Path:
         return self.place(site).with_suffix(".offer.json")

@@ -145,6 +145,18 @@ def test_a_shard_with_other_bytes_is_asked_for_again(run: Run, expected: State, 
     assert grid.delivered["query.shard"] == 2 * 3 * SHARDS + 1
 
 
+def test_an_update_that_a_sites_disk_damages_is_made_again(run: Run, expected: State) -> None:
+    def damage(reply: Message) -> list[Message]:
+        for path in run.sites.outbox("b").folder.glob("*.payload"):
+            path.write_bytes(path.read_bytes()[:-1] + b"~")
+        return [reply]
+
+    assert same(run.go(Wire(run, Once("query.shard", 2, damage))), expected)
+    assert run.sites.trained.count(("b", 1)) == 2 and len(run.sites.trained) == 7
+    assert [event["site"] for event in run.events("update_offered") if event["round"] == 1].count("b") == 2
+    assert run.events("site_refused") == []
+
+
 def test_a_site_whose_shards_are_never_right_is_refused_and_can_be_asked_again(run: Run, expected: State) -> None:
     def wrong(reply: Message) -> list[Message]:
         hit = reply.metadata.message_type == "query.shard" and reply.metadata.src_node_id == 3
