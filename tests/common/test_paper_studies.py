@@ -101,12 +101,14 @@ def test_thirty_thousand_questions_are_one_epoch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["paper", "paper-lora"])
-def test_seven_processes_under_zero_3_without_offload_stand_ready(name: str, tmp_path: Path) -> None:
+def test_seven_processes_under_zero_3_and_vllm_on_an_eighth_gpu_stand_ready(name: str, tmp_path: Path) -> None:
     """The launcher is a comment in the study: GPUs are a machine's own affair."""
     text = (ROOT / "studies" / f"{name}.toml").read_text(encoding="utf-8")
-    values = tomllib.loads(text.replace("# launcher", "launcher"))
+    values = tomllib.loads(text.replace("# launcher", "launcher").replace("# vllm", "vllm"))
     study = parse_study(values, name)
     assert study.simulation.launcher is not None
+    # The eighth GPU samples.
+    assert study.simulation.vllm is not None and "CUDA_VISIBLE_DEVICES=7" in study.simulation.vllm
     words = command(study.simulation.launcher, tmp_path)
     processes = int(words[words.index("--num_processes") + 1])
     zero = json.loads(Path(words[words.index("--config_file") + 1]).read_text(encoding="utf-8"))["deepspeed_config"]
