@@ -55,6 +55,7 @@ class Consortium:
             "arm-dir": str(arm),
             "events": str(self.folder / "events.jsonl"),
             "coordinator": str(self.coordinator.folder),
+            "played-keys": "",
         }
         server = bulk_service.start(self.coordinator, Address("127.0.0.1", self.port))
         try:

@@ -148,6 +148,7 @@ def test_a_round_of_the_real_apps_tells_its_steps(
     told = {"study": "study.toml", "arm-dir": "arm", "events": "events.jsonl"}
     config = {name: str(tmp_path / file) for name, file in told.items()} | {
         "run": "the-run", "model": str(tiny_model), "coordinator": str(coordinator.folder),
+        "played-keys": "",
     }  # fmt: skip
     server_app(InProcessGrid(load_client_app(), contexts), Context(1, 1, {}, RecordDict(), dict(config)))
     events = [e for e in read_events(tmp_path / "events.jsonl") if e["event"] == "site_progress"]
