@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from platformdirs import user_cache_path
 
-from benchmarks.noniid import PLAIN, Plan, chosen_study
+from benchmarks._variants import Variants
+from benchmarks.noniid import PLAIN, chosen_study
 from server.run_folder import RunFolder, open_run
 
 
@@ -28,6 +29,7 @@ def fedavg_run(description: str | None) -> Iterator[tuple[RunFolder, int]]:
         place = given.folder or Path(temporary)
         if given.quick:
             study = chosen_study(quick=True, rounds=None, test_questions=None)
-            Plan(study, place, user_cache_path("wardround") / "models", [given.seed]).play(PLAIN, given.seed)
+            cache = user_cache_path("wardround") / "models"
+            Variants({PLAIN: study}, place, cache, [given.seed]).play(PLAIN, given.seed)
         (run,) = (place / PLAIN).glob("*/run.json")
         yield open_run(run.parent), given.seed

@@ -4,32 +4,31 @@ from typing import Any
 
 import pytest
 
+from benchmarks._variants import Variants, ratios, table
 from benchmarks.drift import updates
-from benchmarks.noniid import PLAIN, VARIANTS, Plan, chosen_study, compared, named_variants, play_all, ratios, table
+from benchmarks.noniid import PLAIN, VARIANTS, chosen_study, named_variants, with_changes
 from common.errors import UserError
-from common.study import parse_study
+from common.study import Study, parse_study
 from common.update.tensors import sha256
 from server.round_store import RoundStore
 
 
-def plan_in(folder: Path) -> Plan:
-    return Plan(chosen_study(quick=True, rounds=None, test_questions=None), folder, folder / "cache", [1])
+def quick_study(rounds: int | None = None) -> Study:
+    return chosen_study(quick=True, rounds=rounds, test_questions=None)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_variant_changes_its_own_settings_and_nothing_else(variant, tmp_path):
-    plan = plan_in(tmp_path)
-    plain, changed = plan.study.canonical(), plan.with_changes(variant).canonical()
+def test_a_variant_changes_its_own_settings_and_nothing_else(variant):
+    plain, changed = quick_study().canonical(), with_changes(quick_study(), variant).canonical()
     different = {(t, s) for t in ("rounds", "update") for s in changed[t] if changed[t][s] != plain[t][s]}
     assert different == {(t, s) for t, settings in VARIANTS[variant].items() for s in settings}
     assert {t for t in changed if changed[t] != plain[t]} == set(VARIANTS[variant])
 
 
 def test_a_folder_of_another_study_is_refused(tmp_path):
-    plan_in(tmp_path).run("int8")
-    other = Plan(chosen_study(quick=True, rounds=3, test_questions=None), tmp_path, tmp_path, [1])
+    Variants({PLAIN: quick_study()}, tmp_path, tmp_path, [1]).run(PLAIN)
     with pytest.raises(UserError, match="another study"):
-        other.run("int8")
+        Variants({PLAIN: quick_study(rounds=3)}, tmp_path, tmp_path, [1]).run(PLAIN)
 
 
 def test_fedavg_is_always_compared_with():
@@ -39,7 +38,7 @@ def test_fedavg_is_always_compared_with():
 
 
 @pytest.fixture(scope="module")
-def small_plan(tmp_path_factory: pytest.TempPathFactory, tiny_study: dict[str, Any], tiny_model: Path) -> Plan:
+def played(tmp_path_factory: pytest.TempPathFactory, tiny_study: dict[str, Any], tiny_model: Path) -> Variants:
     sites = Path(__file__).parents[2] / "site_configs" / "synthetic"
     values = tiny_study | {
         "model": {"base": str(tiny_model)},
@@ -48,42 +47,43 @@ def small_plan(tmp_path_factory: pytest.TempPathFactory, tiny_study: dict[str, A
         # Slow enough that after a round groups still differ in their rewards.
         "grpo": tiny_study["grpo"] | {"learning_rate": 1e-3, "group_size": 8},
     }
-    folder = tmp_path_factory.mktemp("noniid")
-    plan = Plan(parse_study(values, "small"), folder / "runs", folder / "cache", [1])
-    play_all(plan, [PLAIN, "nesterov"])
-    return plan
+    folder, study = tmp_path_factory.mktemp("noniid"), parse_study(values, "small")
+    studies = {name: with_changes(study, name) for name in (PLAIN, "nesterov")}
+    variants = Variants(studies, folder / "runs", folder / "cache", [1])
+    variants.play_all()
+    return variants
 
 
-def test_what_is_finished_is_not_run_again(small_plan):
+def test_what_is_finished_is_not_run_again(played):
     def files() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in small_plan.folder.rglob("*.*") if path.name != "study.toml"}
+        return {path: path.stat().st_mtime_ns for path in played.folder.rglob("*.*") if path.name != "study.toml"}
 
     before = files()
-    play_all(small_plan, [PLAIN, "nesterov"])
+    played.play_all()
     assert files() == before
     assert {path.name for path in before} >= {"round-0001.json", "held_out.parquet", "unseen_sites.parquet"}
 
 
-def test_differences_are_paired_with_fedavg(small_plan):
-    found = compared(small_plan, [PLAIN, "nesterov"])
+def test_differences_are_paired_with_fedavg(played):
+    found = played.compared()
     assert set(found) == {"base", PLAIN, "nesterov"}
     for split, figures in found["nesterov"].items():
         difference = figures["accuracy"] - found[PLAIN][split]["accuracy"]
-        assert figures["to_fedavg"]["difference"] == pytest.approx(difference)
-    assert len(table(found).splitlines()) == 2 + 2 * len(found)
+        assert figures["paired"]["difference"] == pytest.approx(difference)
+    assert len(table(found, "FedAvg").splitlines()) == 2 + 2 * len(found)
     assert json.loads(json.dumps(ratios(found)))["fedavg_held_out"] == found[PLAIN]["held_out"]["accuracy"]
 
 
-def test_variants_of_a_seed_start_alike_and_end_apart(small_plan):
-    stores = [RoundStore(small_plan.run(variant).arm(1, "federated")) for variant in (PLAIN, "nesterov")]
+def test_variants_of_a_seed_start_alike_and_end_apart(played):
+    stores = [RoundStore(played.run(variant).arm(1, "federated")) for variant in (PLAIN, "nesterov")]
     first, last = ([sha256(store.load(number).model) for store in stores] for number in (0, 1))
     assert first[0] == first[1]
     assert last[0] != last[1]
-    assert len(small_plan.validation("nesterov", 1)) == 2
+    assert len(played.validation("nesterov", 1)) == 2
 
 
-def test_drift_goes_on_from_the_last_round(small_plan):
-    folder = small_plan.run(PLAIN)
+def test_drift_goes_on_from_the_last_round(played):
+    folder = played.run(PLAIN)
     made = updates(folder, folder.study().with_seed(1))
     assert made.shape[:2] == (2, 2)
     assert (abs(made).sum(axis=2) > 0).all()
