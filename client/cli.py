@@ -1,18 +1,17 @@
 """`wardround-site`: what a hospital runs."""
 
 import json
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import polars as pl
 import typer
-from platformdirs import user_data_path
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client.site import Site, read_site
+from client.join_cli import Config, StateFolder, console, joining_of, site_in, tell_preflight
+from client.join_cli import app as join_app
+from client.site import Site
 from common.command import run as run_command
 from common.disk import named_disk_faults
 from common.errors import UserError
@@ -20,19 +19,9 @@ from common.registry.registry import Registry
 from common.study import Study, read_study
 
 app = typer.Typer(help="A hospital's side of a federated study.", no_args_is_help=True, pretty_exceptions_enable=False)
-console = Console(highlight=False)
+app.add_typer(join_app)
 
-Config = Annotated[Path, typer.Argument(help="The site's TOML file.")]
 StudyFile = Annotated[Path, typer.Option("--study", help="The study's TOML file.")]
-StateFolder = Annotated[
-    Path | None, typer.Option("--state", help="The site's own folder; under your data folder unless given.")
-]
-
-
-def site_in(config: Path, state: Path | None) -> Site:
-    config = config.resolve()
-    site = read_site(config, Path())
-    return Site(site.registry, site.settings, (state or user_data_path("wardround") / site.name).resolve())
 
 
 def tell_registry(site: Site, registry: Registry) -> None:
@@ -136,12 +125,26 @@ def check(
         Path | None, typer.Option("--share", help="Write a summary that may be shown to others to this file.")
     ] = None,
     state: StateFolder = None,
+    connect: Annotated[
+        str | None, typer.Option("--connect", help="HOST:PORT of the coordinator: look whether a round could work.")
+    ] = None,
+    ca: Annotated[Path | None, typer.Option("--ca", help="With --connect: the coordinator's CA certificate.")] = None,
+    key: Annotated[Path | None, typer.Option("--key", help="With --connect: this site's private key.")] = None,
+    bulk: Annotated[
+        str | None, typer.Option("--bulk", help="With --connect: HOST:PORT of the bulk channel, where there is one.")
+    ] = None,
 ) -> None:
     """Load the registry and say what is in it: counts, features used, features left out and why, questions of each
-    task, how long they are, and one of each to look at. Nothing leaves but what --share writes, and that is logged."""
-    asked = read_study(study) if study else None
-    for name, value in count_questions(site_in(config, state), asked, share):
+    task, how long they are, and one of each to look at. With --connect, look too whether a round could work: keys,
+    certificates, clock, versions, line; with --study also disk, memory and one local step. Nothing leaves but what
+    --share writes and, to the coordinator, this site's name and versions; both are logged."""
+    asked, site = read_study(study) if study else None, site_in(config, state)
+    if connect is not None and (ca is None or key is None):
+        raise UserError("--connect needs the coordinator's CA and this site's key.", "Add --ca and --key.")
+    for name, value in count_questions(site, asked, share):
         console.print(f"{name:<22}{value}")
+    if connect is not None and ca is not None and key is not None:
+        tell_preflight(joining_of(config, site, connect, ca, key, bulk), site, asked)
 
 
 @app.command()
@@ -219,74 +222,6 @@ def leaks(
             f"{leak.questions} questions about {leak.patients} patients",
             soft_wrap=True,
         )
-
-
-@app.command()
-def keygen(folder: Annotated[Path, typer.Argument(help="Where the pair is written.")]) -> None:
-    """Make this site's key pair. The private key never leaves the site; the coordinator gets site.pub."""
-    from common.keys import make_site_key
-
-    private, public = make_site_key(folder)
-    console.print(f"private key, keep it here:   {private}", soft_wrap=True)
-    console.print(f"public key, send this one:   {public}", soft_wrap=True)
-
-
-@app.command()
-def approve(
-    study: Annotated[Path, typer.Argument(help="The study's TOML file.")],
-    config: Annotated[Path, typer.Option("--site", help="The site's TOML file; the approval is written there.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    until: Annotated[
-        datetime | None, typer.Option("--until", formats=["%Y-%m-%d"], help="Last day (UTC); no end unless given.")
-    ] = None,
-) -> None:
-    """Read a study and approve it: its SHA-256 is written into the site's file."""
-    from client.approval import approve as write_approval
-
-    resolved = read_study(study)
-    site_in(config, None)
-    console.print(resolved.to_toml(), markup=False)
-    console.print(f"SHA-256 {resolved.hash}", soft_wrap=True)
-    if not yes and not typer.confirm("Approve this study at this site?"):
-        raise typer.Exit(1)
-    new = write_approval(config.resolve(), resolved.hash, None if until is None else until.date())
-    console.print(f"{'approved' if new else 'was approved already'}: {config}", soft_wrap=True)
-
-
-@app.command()
-def join(
-    config: Config,
-    coordinator: Annotated[str, typer.Option("--coordinator", help="HOST:PORT.")],
-    ca: Annotated[Path, typer.Option("--ca", help="The coordinator's CA certificate.")],
-    key: Annotated[Path, typer.Option("--key", help="This site's private key.")],
-    state: StateFolder = None,
-    bulk: Annotated[
-        str | None, typer.Option("--bulk", help="HOST:PORT of the coordinator's bulk channel, where it has one.")
-    ] = None,
-    attempts: Annotated[
-        int | None, typer.Option("--attempts", min=1, help="Give up after so many failed starts; never unless given.")
-    ] = None,
-) -> None:
-    """Take part: connect to the coordinator, outbound only, and stay connected until stopped."""
-    from client.join import Joining
-    from client.join import join as stay
-    from common.address import parse_address
-    from common.processes import end_on_termination
-
-    site = site_in(config, state)
-    channel = parse_address(bulk) if bulk is not None else None
-    reviewers = site.settings.policy.reviewers
-    joining = Joining(
-        config.resolve(), site.state, parse_address(coordinator), ca.resolve(), key.resolve(), channel, reviewers
-    )
-    end_on_termination()
-    console.print(f"This site's folder and logs: {site.state}", soft_wrap=True)
-    signers = ", ".join(sorted(reviewers)) or "nobody named in policy.reviewers: unsigned code runs too"
-    console.print(f"Code that runs here is signed by: {signers}", soft_wrap=True, markup=False)
-    try:
-        stay(joining, lambda line: console.print(line, markup=False, soft_wrap=True), attempts)
-    except KeyboardInterrupt:
-        console.print(f"{site.name}: left")
 
 
 @app.command()

@@ -43,6 +43,7 @@ from client.replies import (
 )
 from client.sense import check_beat, check_kind, check_masked, check_repeats, check_sense, check_update
 from common.bulk.beat import Beat
+from common.bulk.check import Greeting
 from common.bulk.opening import ChannelRefused
 from common.errors import UserError
 from common.transfer.records import (
@@ -54,6 +55,7 @@ from common.transfer.records import (
     inline_shard,
     shard_record,
 )
+from common.versions import versions
 
 REFUSALS = {
     policy.NOT_APPROVED: "this site has not approved the study",
@@ -270,6 +272,16 @@ def beat_of(door: Door, progress: Progress) -> Beat | None:
     passage = audit.Passage("Progress", beat.study, beat.run, beat.round, len(data), digest, told)
     audit.append(door.state / "audit.jsonl", passage)
     return beat
+
+
+def greeting_of(door: Door) -> Greeting:
+    """What the pre-flight check tells the coordinator, written to the audit log first: this site's name and the
+    versions of its software."""
+    greeting = Greeting(site=door.site, versions=versions())
+    data = greeting.model_dump_json().encode()
+    passage = audit.Passage("Greeting", "", "", 0, len(data), hashlib.sha256(data).hexdigest(), "name and versions")
+    audit.append(door.state / "audit.jsonl", passage)
+    return greeting
 
 
 def keep_traceback(door: Door) -> None:

@@ -24,7 +24,8 @@ from pathlib import Path
 import tomli_w
 
 from client.site import read_site
-from common.address import Address, answers, free_port
+from common.address import Address, answers, free_port, server_certificate
+from common.certificates import DailyLook, Validity, validity_in, validity_of
 from common.errors import UserError
 from common.keys import write_private
 from common.lock import Held, only_one
@@ -65,13 +66,30 @@ def check(joining: Joining) -> str:
             certificate is not one of the given CA.
     """
     site = read_site(joining.config, joining.state)
+    check_files(joining)
+    answers(joining.coordinator, joining.ca)
+    return site.name
+
+
+def check_files(joining: Joining) -> None:
+    """Raises: UserError: the CA certificate or the key is missing, or others can read the key."""
     for path, what in ((joining.ca, "the coordinator's CA certificate"), (joining.key, "this site's private key")):
         if not path.is_file():
             raise UserError(f"{path}: {what} is not there.", "Give its path.")
     if stat.S_IMODE(joining.key.stat().st_mode) & 0o077:
         raise UserError(f"{joining.key}: others can read this key.", f"Run `chmod 600 {joining.key}`.")
-    answers(joining.coordinator, joining.ca)
-    return site.name
+
+
+def certificates(joining: Joining) -> Iterator[Validity]:
+    """Those that the connection stands on: the CA that this site was given, and the coordinator's where it answers.
+
+    Raises:
+        UserError: the coordinator answers with one that is refused.
+    """
+    yield validity_in(f"the CA in {joining.ca}", joining.ca)
+    given = server_certificate(joining.coordinator, joining.ca)
+    if given is not None:
+        yield validity_of(f"the certificate of {joining.coordinator}", given)
 
 
 @contextmanager
@@ -148,9 +166,10 @@ class Node:
         for child in reversed(self.children):
             child.stop()
 
-    def wait(self) -> None:
-        """Return when one of the two has ended."""
+    def wait(self, meanwhile: Callable[[], None]) -> None:
+        """Return when one of the two has ended; `meanwhile` is called again and again."""
         while all(child.running for child in self.children):
+            meanwhile()
             time.sleep(0.2)
 
     def reason(self) -> str:
@@ -174,6 +193,16 @@ def join(joining: Joining, say: Callable[[str], None], attempts: int | None = No
         UserError: what `check` finds, or the last attempt failed.
     """
     name = check(joining)
+    daily = DailyLook(lambda: certificates(joining))
+
+    def warn() -> None:
+        try:
+            lines = daily.warnings()
+        except UserError as refused:
+            lines = [refused.what]
+        for line in lines:
+            say(f"{name}: {line}")
+
     tried, pause = 0, 1.0
     with only_node(joining.state):
         while True:
@@ -181,7 +210,7 @@ def join(joining: Joining, say: Callable[[str], None], attempts: int | None = No
             say(f"{name}: connecting to {joining.coordinator}")
             started = time.monotonic()
             with Node(joining) as node:
-                node.wait()
+                node.wait(warn)
                 reason = node.reason()
             tried += 1
             if time.monotonic() - started > SETTLED_S:

@@ -7,6 +7,12 @@ from pathlib import Path
 
 from common.errors import UserError
 
+REMEDIES = {
+    9: "Set this machine's clock; where it is right, the coordinator's certificate is for later.",
+    10: "The coordinator needs a new certificate; where it has one, set this machine's clock.",
+}
+"""By OpenSSL's code of what is wrong with a certificate: it does not hold yet, it has ended."""
+
 
 @dataclass(frozen=True)
 class Address:
@@ -35,11 +41,11 @@ def parse_address(text: str) -> Address:
     return Address(host, int(port))
 
 
-def answers(address: Address, ca: Path) -> bool:
-    """Whether a server whose certificate `ca` signed for this host answers at `address`.
+def server_certificate(address: Address, ca: Path) -> bytes | None:
+    """The certificate (DER) of the server at `address`, which `ca` signed for this host; None where nobody answers.
 
     Raises:
-        UserError: a server answers there with another certificate.
+        UserError: a server answers there with another certificate, or with one that does not hold now.
     """
     try:
         context = ssl.create_default_context(cafile=str(ca))
@@ -47,15 +53,26 @@ def answers(address: Address, ca: Path) -> bool:
         raise UserError(f"{ca}: not a certificate file.", "Give the coordinator's ca.pem.") from None
     try:
         with socket.create_connection((address.host, address.port), timeout=5) as connection:
-            context.wrap_socket(connection, server_hostname=address.host).close()
+            with context.wrap_socket(connection, server_hostname=address.host) as secured:
+                return secured.getpeercert(binary_form=True)
     except ssl.SSLCertVerificationError as error:
         raise UserError(
             f"{address}: the server's certificate is refused ({error.verify_message}).",
-            "Use the host name and the CA that the coordinator's certificate was made for.",
+            REMEDIES.get(
+                error.verify_code, "Use the host name and the CA that the coordinator's certificate was made for."
+            ),
         ) from None
     except OSError:
-        return False
-    return True
+        return None
+
+
+def answers(address: Address, ca: Path) -> bool:
+    """Whether a server whose certificate `ca` signed for this host answers at `address`.
+
+    Raises:
+        UserError: as `server_certificate`.
+    """
+    return server_certificate(address, ca) is not None
 
 
 def free_port() -> int:

@@ -1,6 +1,8 @@
 """Keys in OpenSSH's format, as Flower reads them: a site's identity (P-384), and a reviewer's (Ed25519), who signs the
 code that sites run."""
 
+import base64
+import hashlib
 import os
 from pathlib import Path
 
@@ -112,6 +114,13 @@ def load_private(path: Path, remedy: str) -> serialization.SSHPrivateKeyTypes:
     except (TypeError, ValueError, UnsupportedAlgorithm):
         # TypeError is what the library raises for a key under a passphrase.
         raise UserError(f"{path}: not a private key without passphrase.", remedy) from None
+
+
+def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
+    """As `ssh-keygen -lf` prints it, to be compared by telephone."""
+    line = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    digest = hashlib.sha256(base64.b64decode(line.split()[1])).digest()
+    return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
 
 
 def sign(key: ec.EllipticCurvePrivateKey, message: bytes) -> bytes:

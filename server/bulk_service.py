@@ -8,6 +8,7 @@ sentence.
 """
 
 import argparse
+import os
 import secrets
 import threading
 import time
@@ -22,7 +23,9 @@ import grpc
 from pydantic import ValidationError
 
 from common.address import Address
-from common.bulk.beat import METHOD, Beat
+from common.bulk import beat, check
+from common.bulk.beat import Beat
+from common.bulk.check import PROBE, Greeting, Welcome
 from common.bulk.opening import CHALLENGE_BYTES, CHUNK, METHODS, SERVICE, Opening, Transfer, options, to_sign
 from common.bulk.pace import Pace
 from common.command import run
@@ -32,6 +35,7 @@ from common.keys import read_public_key, signed_by
 from common.processes import end_on_termination
 from common.transfer.incoming import Incoming
 from common.transfer.manifest import BadPayload
+from common.versions import versions
 from server.bulk_spool import Announced, Spool
 from server.coordinator import Coordinator, site_keys
 from server.heartbeats import keep
@@ -41,7 +45,7 @@ OPENING_S = 20.0
 """A call that has not proved itself by then is ended: whoever reaches the port can begin one."""
 AT_ONCE = 64
 """Calls that are answered at the same time; each holds a thread and a few chunks."""
-Spoken = TypeVar("Spoken", Opening, Beat)
+Spoken = TypeVar("Spoken", Opening, Beat, Greeting)
 """What a site says first, with its name in it."""
 Requests = Iterator[bytes]
 Replies = Iterator[bytes]
@@ -112,6 +116,35 @@ class BulkService:
         except Refused as refused:
             self.log.write("beat_refused", fault=refused.sentence)
             context.abort(refused.code, refused.sentence)
+
+    def check(self, requests: Requests, context: grpc.ServicerContext) -> Replies:
+        """A site looks whether it could take part, and how fast its line is."""
+        site = ""
+        try:
+            greeting = yield from self.admit(requests, context, Greeting)
+            site = greeting.site
+            yield Welcome(versions=versions()).model_dump_json().encode()
+            yield from self.probe(requests, self.paces[site])
+            self.log.write("site_checked", site=site, versions=greeting.versions)
+        except Refused as refused:
+            self.log.write("check_refused", site=site, fault=refused.sentence)
+            context.abort(refused.code, refused.sentence)
+
+    @staticmethod
+    def probe(requests: Requests, pace: Pace) -> Replies:
+        """Take `PROBE` bytes, then send as many. Raises: Refused."""
+        left = PROBE
+        while left > 0:
+            data = next(requests, b"")
+            if not data:
+                raise Refused(grpc.StatusCode.ABORTED, "the call ended before the probe's last byte")
+            pace.wait(len(data))
+            left -= len(data)
+        yield b""
+        for _ in range(PROBE // CHUNK):
+            pace.wait(CHUNK)
+            # A line that compresses would carry zeros faster than it carries a model.
+            yield os.urandom(CHUNK)
 
     def admit(
         self, requests: Requests, context: grpc.ServicerContext, kind: type[Spoken]
@@ -191,7 +224,7 @@ def start(coordinator: Coordinator, address: Address, bytes_per_s: float | None 
     """
     service, files = BulkService(coordinator, bytes_per_s), coordinator.certificates
     methods = {METHODS["up"]: service.upload, METHODS["down"]: service.download}
-    methods[METHOD] = service.beat
+    methods |= {beat.METHOD: service.beat, check.METHOD: service.check}
     handlers = {name: grpc.stream_stream_rpc_method_handler(method) for name, method in methods.items()}
     # A port that another process listens on is to be refused, not shared.
     given = [*options(), ("grpc.so_reuseport", 0)]

@@ -58,7 +58,7 @@ def print_needs(study: Study, name: str, gpus: int, utilisation: float, config: 
         UserError: an unknown GPU, or a base model whose shape is not known or whose context is too short.
     """
     from common.models.shape import read_config, shape_of
-    from server.plan import GPUS, SHARDINGS, cache, load_of, memory, sampling_load, served, step_seconds
+    from common.plan import GPUS, SHARDINGS, cache, load_of, memory, sampling_load, served, step_seconds
 
     if name not in GPUS:
         raise UserError(f"--gpu {name}: this GPU is not known.", f"Choose from {', '.join(GPUS)}.")

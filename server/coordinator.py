@@ -22,6 +22,7 @@ from typing import Any
 import tomli_w
 
 from common.address import Address
+from common.certificates import Validity, validity_in
 from common.errors import UserError
 from common.keys import read_public_key, write_private
 from common.processes import flower_environment, installed_command
@@ -93,11 +94,17 @@ def add_site(coordinator: Coordinator, name: str, public_key: Path) -> Path:
     return place
 
 
+def validities(coordinator: Coordinator) -> list[Validity]:
+    """Of the certificates that the sites see. Raises: UserError: a file holds none."""
+    files = coordinator.certificates
+    return [validity_in(f"the certificate in {path}", path) for path in (files.ca, files.server)]
+
+
 def prepare(coordinator: Coordinator, address: Address) -> None:
     """Check what must be there, make what is ours to make, write down the address.
 
     Raises:
-        UserError: a certificate is missing.
+        UserError: a certificate is missing or has ended.
     """
     files = coordinator.certificates
     for path in (files.ca, files.server, files.server_key):
@@ -105,6 +112,12 @@ def prepare(coordinator: Coordinator, address: Address) -> None:
             raise UserError(
                 f"{path}: there is no such file.",
                 f"Run `wardround certs make {coordinator.folder} --host NAME`, or put your own PKI's files there.",
+            )
+    for validity in validities(coordinator):
+        if validity.days < 0:
+            raise UserError(
+                f"{validity.warning}.",
+                "Put new ca.pem, server.pem and server.key there (docs/coordinator.md); the sites need the new ca.pem.",
             )
     if not coordinator.secret.exists():
         write_private(coordinator.secret, secrets.token_bytes(32))

@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,9 @@ from common.disk import named_disk_faults
 from common.errors import UserError
 from common.lock import Held, only_one
 from common.study import Study, read_study, with_codebook_file
+from common.versions import versions
 
 FREE_BYTES = 512 * 1024 * 1024
-PACKAGES = ("flwr", "torch", "transformers", "trl", "peft", "polars", "scikit-learn", "numpy")
 
 
 def sync(path: Path) -> None:
@@ -178,10 +177,6 @@ class RunFolder:
             raise UserError(
                 f"{self.path}: another process is at work on this run.", "Wait for it, or stop it first."
             ) from None
-
-
-def versions() -> dict[str, str]:
-    return {name: version(name) for name in PACKAGES} | {"wardround": version("wardround")}
 
 
 def create_run(

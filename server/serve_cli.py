@@ -11,7 +11,7 @@ from rich.table import Table
 from common.address import Address
 from common.errors import UserError
 from common.study import read_study
-from server.coordinator import Coordinator, add_site, prepare, register_sites, site_states
+from server.coordinator import Coordinator, add_site, prepare, register_sites, site_states, validities
 from server.run_folder import RunFolder, create_run, reopen_run
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -79,6 +79,7 @@ def serve(
     ] = None,
 ) -> None:
     """Run a coordinator until stopped: TLS, registered sites only, a database that survives a restart."""
+    from common.certificates import DailyLook
     from common.processes import end_on_termination
     from server.bulk_settings import BulkSettings, write_bulk_settings
     from server.serve import Serving
@@ -96,7 +97,10 @@ def serve(
             known = register_sites(coordinator)
             none = "none so far; add them with `wardround sites add`"
             console.print(f"Ready. Sites: {', '.join(sorted(known)) or none}", soft_wrap=True)
+            daily = DailyLook(lambda: validities(coordinator))
             while True:
+                for warning in daily.warnings():
+                    console.print(warning, style="yellow", markup=False, soft_wrap=True)
                 time.sleep(2.0)
                 for name in serving.watch():
                     console.print(f"the {name} ended and was started again")

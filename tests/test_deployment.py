@@ -65,6 +65,15 @@ def test_two_rounds_in_8_bits_with_momentum_are_the_simulations_too(consortium: 
     assert deployed.outer and deployed.round == 2
 
 
+def test_a_site_looks_before_it_joins(consortium: Consortium) -> None:
+    """Against Flower's own SuperLink, which says the time in its answers' headers."""
+    site, folder = SITES[0], consortium.folder
+    told = done("wardround-site", "check", f"sites/{site}.toml", "--state", f"{site}/look",
+                "--connect", f"localhost:{consortium.port}", "--bulk", f"localhost:{consortium.bulk_port}",
+                "--ca", "coordinator/certs/ca.pem", "--key", f"{site}/site.key", folder=folder)  # fmt: skip
+    assert all(f"ok    {what} " in told for what in ("coordinator", "clock", "registered", "line")), told
+
+
 def test_unsigned_code_and_a_strangers_signature_are_refused(consortium: Consortium) -> None:
     """The sites name one reviewer. Their node says why at the site, and the run ends with a line that says it here."""
     folder, bundle = consortium.folder, consortium.coordinator.bundle

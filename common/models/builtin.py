@@ -70,6 +70,18 @@ def build_builtin(study: Study, public: Registry, cache: Path, progress: Progres
     return folder
 
 
+def write_untrained(study: Study, texts: list[str], folder: Path) -> None:
+    """A model of the built-in one's shape that has learned nothing, for trying out a machine.
+
+    Args:
+        texts: questions; its tokenizer is trained on them.
+        folder: a new one.
+    """
+    tokenizer = train_tokenizer([SYSTEM + text + END for text in texts], study.model.builtin.vocabulary)
+    new_model(study, tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def new_model(study: Study, tokenizer: PreTrainedTokenizerFast) -> Phi3ForCausalLM:
     spec = study.model.builtin
     config = Phi3Config(

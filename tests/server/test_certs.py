@@ -1,8 +1,10 @@
 """Certificates and the way a site checks a coordinator, over real TLS on loopback."""
 
+import re
 import ssl
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +14,10 @@ import pytest
 from cryptography import x509
 
 from common.address import Address, answers, free_port, parse_address
+from common.certificates import DAY_S, DailyLook, validity_in
 from common.errors import UserError
 from server.certs import Certificates, make_certificates
+from server.coordinator import Coordinator, prepare
 
 
 @contextmanager
@@ -52,6 +56,30 @@ def test_our_ca_is_enough_and_another_is_refused(tmp_path: Path) -> None:
 def test_nobody_there_is_no_error(tmp_path: Path) -> None:
     files = make_certificates(tmp_path, [])
     assert not answers(Address("127.0.0.1", free_port()), files.ca)
+
+
+def test_an_end_is_warned_of_at_once_and_then_daily(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = make_certificates(tmp_path, [], days=20)
+    daily = DailyLook(lambda: [validity_in("it", files.server)])
+    (warning,) = daily.warnings()
+    assert re.fullmatch(r"it ends on [-0-9]{10}, in 19 days: nobody can connect after that", warning)
+    assert daily.warnings() == []
+    tomorrow = time.monotonic() + DAY_S
+    monkeypatch.setattr(time, "monotonic", lambda: tomorrow)
+    assert daily.warnings() == [warning]
+
+
+def test_a_coordinator_does_not_start_with_a_certificate_that_has_ended(tmp_path: Path) -> None:
+    make_certificates(tmp_path / "certs", [], days=0)
+    with pytest.raises(UserError, match=r"ca\.pem ended on"):
+        prepare(Coordinator(tmp_path), Address("127.0.0.1", 8000))
+
+
+def test_what_a_site_is_told_of_a_certificate_that_has_ended(tmp_path: Path) -> None:
+    files = make_certificates(tmp_path, [], days=0)
+    with server(files) as address, pytest.raises(UserError, match="has expired") as refused:
+        answers(address, files.ca)
+    assert "new certificate" in refused.value.remedy
 
 
 def test_hosts_are_in_the_certificate(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from common.grpo.prefix import read_prompts
 from common.models.adapters import trained_in_round
 from common.models.policy import load_policy, trainable_parameters, trainable_state
 from common.models.shape import read_config, shape_of
+from common.plan import GPUS, Batch, Load, activations, cache, load_of, memory, step_seconds
 from common.study import Study, read_study
 from server.cli import print_needs
-from server.plan import GPUS, Batch, Load, activations, cache, load_of, memory, step_seconds
 
 PAPER = Path(__file__).parents[2] / "studies" / "paper.toml"
 
