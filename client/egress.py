@@ -274,10 +274,14 @@ def beat_of(door: Door, progress: Progress) -> Beat | None:
     return beat
 
 
-def greeting_of(door: Door) -> Greeting:
-    """What the pre-flight check tells the coordinator, written to the audit log first: this site's name and the
-    versions of its software."""
-    greeting = Greeting(site=door.site, versions=versions())
+def greeting_of(door: Door, probe: int) -> Greeting:
+    """What a site tells the coordinator that asks whether its key is known, written to the audit log first: its name and
+    the versions of its software.
+
+    Args:
+        probe: bytes without meaning that go with it.
+    """
+    greeting = Greeting(site=door.site, versions=versions(), probe=probe)
     data = greeting.model_dump_json().encode()
     passage = audit.Passage("Greeting", "", "", 0, len(data), hashlib.sha256(data).hexdigest(), "name and versions")
     audit.append(door.state / "audit.jsonl", passage)

@@ -37,9 +37,13 @@ REFUSALS = {
 }
 
 
+class NotKnown(UserError):
+    """The coordinator does not know this key under this name."""
+
+
 @dataclass(frozen=True)
 class Line:
-    """What the coordinator said, and million bytes a second to it and from it."""
+    """What the coordinator said, and million bytes a second to it and from it, where a probe was sent."""
 
     versions: dict[str, str]
     up: float
@@ -62,7 +66,7 @@ class Probe:
         if self.heard.get() is None:
             return
         data = os.urandom(CHUNK)
-        for _ in range(PROBE // CHUNK):
+        for _ in range(self.greeting.probe // CHUNK):
             self.channel.pace.wait(CHUNK)
             yield data
 
@@ -78,14 +82,16 @@ class Probe:
             self.channel.pace.wait(len(data))
         ended = time.monotonic()
         versions = Welcome.model_validate_json(welcome, strict=True).versions
-        return Line(versions, PROBE / (turned - began) / 1e6, PROBE / (ended - turned) / 1e6)
+        size = self.greeting.probe / 1e6
+        return Line(versions, size / (turned - began), size / (ended - turned))
 
 
 def greet(channel: Channel, greeting: Greeting) -> Line:
     """Call the coordinator.
 
     Raises:
-        UserError: it does not know this site, or cannot be reached.
+        NotKnown: it does not know this site.
+        UserError: it cannot be reached.
     """
     probe = Probe(channel, greeting)
     with grpc.secure_channel(str(channel.coordinator), channel.credentials(), options()) as connection:
@@ -94,6 +100,7 @@ def greet(channel: Channel, greeting: Greeting) -> Line:
         except grpc.RpcError as error:
             other = (f"it ended with {error.code().name}", "Tell the coordinator.")
             said, remedy = REFUSALS.get(error.code(), other)
-            raise UserError(f"{channel.coordinator}: {said.format(site=greeting.site)}.", remedy) from None
+            kind = NotKnown if error.code() is grpc.StatusCode.UNAUTHENTICATED else UserError
+            raise kind(f"{channel.coordinator}: {said.format(site=greeting.site)}.", remedy) from None
         finally:
             probe.heard.put(None)

@@ -34,10 +34,12 @@ from common.processes import Process, flower_environment, installed_command
 SETTLED_S = 60.0
 """A node that ran this long was connected: the next failure starts again with the shortest pause."""
 LONGEST_PAUSE_S = 30.0
+REFUSED = 305
+"""Flower's exit code for every connection that is not let in."""
 REASONS = {
     302: "the site's private key cannot be read",
-    305: "the coordinator refused this site: its key is not registered, or its earlier connection has not yet "
-    "been marked offline (up to a minute after a crash)",
+    REFUSED: "the coordinator refused this site: its key is not registered or was revoked, another node with this key "
+    "is connected (or was until a minute ago), or this machine's clock is wrong",
     606: "the coordinator runs another version of Flower",
 }
 """What Flower's exit codes mean to an operator."""
@@ -172,21 +174,31 @@ class Node:
             meanwhile()
             time.sleep(0.2)
 
+    @property
+    def log(self) -> Path:
+        return self.joining.state / "logs" / "node.log"
+
+    def exit_code(self) -> int | None:
+        """Flower's, where it gave one."""
+        codes = re.findall(rb"Exit Code: (\d+)", self.log.read_bytes()[-4000:])
+        return int(codes[-1]) if codes else None
+
     def reason(self) -> str:
-        """Why it ended, for an operator; from Flower's exit code where it gave one."""
-        log = self.joining.state / "logs" / "node.log"
-        codes = re.findall(rb"Exit Code: (\d+)", log.read_bytes()[-4000:])
-        code = int(codes[-1]) if codes else None
+        """Why it ended, for an operator."""
+        code = self.exit_code()
         if code in REASONS:
             return REASONS[code]
-        return f"the node ended{f' with exit code {code}' if code else ''}; see {log}"
+        return f"the node ended{f' with exit code {code}' if code else ''}; see {self.log}"
 
 
-def join(joining: Joining, say: Callable[[str], None], attempts: int | None = None) -> None:
+def join(
+    joining: Joining, say: Callable[[str], None], why: Callable[[], str | None], attempts: int | None = None
+) -> None:
     """Keep this site connected until interrupted: start the node, and start it again when it ends.
 
     Args:
         say: is told each change, one line an operator can read.
+        why: says more exactly why the coordinator refused this site, where that can be told.
         attempts: give up after so many starts that did not last; for ever unless given.
 
     Raises:
@@ -203,7 +215,7 @@ def join(joining: Joining, say: Callable[[str], None], attempts: int | None = No
         for line in lines:
             say(f"{name}: {line}")
 
-    tried, pause = 0, 1.0
+    tried, pause, cause = 0, 1.0, None
     with only_node(joining.state):
         while True:
             (joining.state / "logs" / "node.log").unlink(missing_ok=True)  # `reason` reads this attempt's alone
@@ -215,6 +227,10 @@ def join(joining: Joining, say: Callable[[str], None], attempts: int | None = No
             tried += 1
             if time.monotonic() - started > SETTLED_S:
                 tried, pause = 0, 1.0
+            if node.exit_code() == REFUSED:
+                # The 1st, 2nd, 4th, 8th ... time: each question to the coordinator stands in the audit log.
+                cause = why() if tried.bit_count() < 2 else cause
+                reason = cause or reason
             if attempts is not None and tried >= attempts:
                 raise UserError(f"{name} could not join: {reason}.", "Put that right, then join again.")
             say(f"{name}: {reason}; trying again in {pause:.0f} s")

@@ -1,6 +1,7 @@
 """`wardround-site keygen | approve | join`, and the pre-flight of `check --connect`. Mounted by `client/cli.py`."""
 
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -115,6 +116,7 @@ def join(
 ) -> None:
     """Take part: connect to the coordinator, outbound only, and stay connected until stopped."""
     from client.join import join as stay
+    from client.refused import why
     from common.processes import end_on_termination
 
     site = site_in(config, state)
@@ -123,7 +125,11 @@ def join(
     console.print(f"This site's folder and logs: {site.state}", soft_wrap=True)
     signers = ", ".join(sorted(reviewers)) or "nobody named in policy.reviewers: unsigned code runs too"
     console.print(f"Code that runs here is signed by: {signers}", soft_wrap=True, markup=False)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
     try:
-        stay(joining, lambda line: console.print(line, markup=False, soft_wrap=True), attempts)
+        stay(joining, say, partial(why, joining, site), attempts)
     except KeyboardInterrupt:
         console.print(f"{site.name}: left")

@@ -17,6 +17,7 @@ from client.join import Joining, check_files
 from client.policy import Refusal, check_study
 from client.site import Site
 from common.address import Address, server_certificate
+from common.bulk.check import PROBE
 from common.bulk.pace import Pace
 from common.certificates import Validity, validity_in, validity_of
 from common.errors import UserError
@@ -100,24 +101,29 @@ def clock_skew(address: Address, joining: Joining) -> float | None:
     return None if date is None else (sent + came) / 2 - parsedate_to_datetime(date).timestamp() - 0.5
 
 
+def too_far(skew: float) -> bool:
+    """Whether Flower refuses what is signed by such a clock."""
+    return skew > SYSTEM_TIME_TOLERANCE + 1 or skew < -TIMESTAMP_TOLERANCE
+
+
 def of_clock(address: Address, joining: Joining) -> Finding | str:
     skew = clock_skew(address, joining)
     if skew is None:
         return Finding("clock", "the coordinator does not say its time.", "Compare the clocks by hand.")
     told = f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the coordinator's."
     remedy = "Let this machine's clock be set by NTP."
-    if skew > SYSTEM_TIME_TOLERANCE + 1 or skew < -TIMESTAMP_TOLERANCE:
+    if too_far(skew):
         return Finding("clock", f"{told} It refuses what this site signs.", remedy, stops=True)
     return told if abs(skew) < 2 else Finding("clock", told, remedy)
 
 
-def of_line(joining: Joining, site: Site) -> Line:
-    """Ask the bulk channel. Raises: UserError."""
+def of_line(joining: Joining, site: Site, probe: int = PROBE) -> Line:
+    """Ask the bulk channel. Raises: UserError, as `greet`."""
     assert joining.bulk is not None
     limit = site.settings.bulk_mb_per_s
     pace = Pace(None if limit is None else limit * 1e6)
     channel = Channel(joining.bulk, joining.ca, read_private_key(joining.key), pace)
-    return greet(channel, greeting_of(site.door))
+    return greet(channel, greeting_of(site.door, probe))
 
 
 def of_versions(there: dict[str, str]) -> Finding | str:

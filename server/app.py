@@ -14,6 +14,7 @@
 """
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Context
@@ -22,8 +23,9 @@ from flwr.serverapp import Grid, ServerApp
 from common.keys import read_public_key
 from common.study import read_study
 from server.bulk_route import bulk_route
-from server.coordinator import Coordinator
+from server.coordinator import Coordinator, revoked_sites
 from server.heartbeats import listening
+from server.mailbox import nobody
 from server.round_store import RoundStore
 from server.rounds import run_rounds
 from server.run_folder import EventLog
@@ -41,6 +43,8 @@ def main(grid: Grid, context: Context) -> None:
     bulk = bulk_route(folder, log)
     keys = str(config["played-keys"])
     played = {site: read_public_key(Path(keys) / f"{site}.pub") for site in study.sites.train} if keys else None
-    heard = listening(Coordinator(Path(folder)).progress, run, log) if folder else nullcontext()
+    coordinator = Coordinator(Path(folder)) if folder else None
+    heard = listening(coordinator.progress, run, log) if coordinator else nullcontext()
+    revoked = partial(revoked_sites, coordinator) if coordinator else nobody
     with store.alone(), heard:
-        run_rounds(grid, study, run, Path(str(config["model"])), store, log, bulk, played)
+        run_rounds(grid, study, run, Path(str(config["model"])), store, log, bulk, played, revoked)

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from common.address import Address
 from common.bulk import beat, check
 from common.bulk.beat import Beat
-from common.bulk.check import PROBE, Greeting, Welcome
+from common.bulk.check import Greeting, Welcome
 from common.bulk.opening import CHALLENGE_BYTES, CHUNK, METHODS, SERVICE, Opening, Transfer, options, to_sign
 from common.bulk.pace import Pace
 from common.command import run
@@ -124,16 +124,16 @@ class BulkService:
             greeting = yield from self.admit(requests, context, Greeting)
             site = greeting.site
             yield Welcome(versions=versions()).model_dump_json().encode()
-            yield from self.probe(requests, self.paces[site])
+            yield from self.probe(greeting.probe, requests, self.paces[site])
             self.log.write("site_checked", site=site, versions=greeting.versions)
         except Refused as refused:
             self.log.write("check_refused", site=site, fault=refused.sentence)
             context.abort(refused.code, refused.sentence)
 
     @staticmethod
-    def probe(requests: Requests, pace: Pace) -> Replies:
-        """Take `PROBE` bytes, then send as many. Raises: Refused."""
-        left = PROBE
+    def probe(size: int, requests: Requests, pace: Pace) -> Replies:
+        """Take so many bytes, then send as many. Raises: Refused."""
+        left = size
         while left > 0:
             data = next(requests, b"")
             if not data:
@@ -141,7 +141,7 @@ class BulkService:
             pace.wait(len(data))
             left -= len(data)
         yield b""
-        for _ in range(PROBE // CHUNK):
+        for _ in range(size // CHUNK):
             pace.wait(CHUNK)
             # A line that compresses would carry zeros faster than it carries a model.
             yield os.urandom(CHUNK)

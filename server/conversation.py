@@ -109,9 +109,20 @@ class Conversation(Generic[Result]):
         except StopIteration as done:
             yield turn.site, done.value
 
+    def dismiss(self) -> None:
+        """End the talks with sites that were revoked meanwhile."""
+        turns = [*self.pending, *self.waiting.values()]
+        gone = self.box.gone([turn.site for turn in turns], self.number)
+        for turn in turns if gone else ():
+            if turn.site in gone:
+                turn.talk.close()
+        self.pending = [turn for turn in self.pending if turn.site not in gone]
+        self.waiting = {message: turn for message, turn in self.waiting.items() if turn.site not in gone}
+
     def go(self) -> Iterator[tuple[str, Result]]:
         pace = Pace()
         while (self.pending or self.waiting) and time.monotonic() < self.end:
+            self.dismiss()
             self.send()
             came = self.box.collect(self.waiting.keys())
             for message_id, reply in came:

@@ -2,7 +2,8 @@
 
 DIR/
   certs/        ca.pem, server.pem, server.key (`wardround certs make`, or a PKI's own)
-  sites/        NAME.pub, one a site (`wardround sites add`)
+  sites/        NAME.pub, one a site (`wardround sites add`); revoked/ has the keys that were taken out of use
+  nodes.json    what the SuperLink was told of them
   flower/       Flower's own folder, with the address under which the coordinator is reached from here
   state.db      SQLite: runs, nodes, messages; a restart goes on from it
   executor.secret   only the holder may take the coordinator's tasks
@@ -12,7 +13,9 @@ DIR/
   logs/
 """
 
+import hashlib
 import json
+import os
 import secrets
 import subprocess
 from dataclasses import dataclass
@@ -27,6 +30,7 @@ from common.errors import UserError
 from common.keys import read_public_key, write_private
 from common.processes import flower_environment, installed_command
 from server.certs import Certificates, in_folder
+from server.run_folder import read_json, write_json, write_text
 
 CONNECTION = "wardround"
 
@@ -44,6 +48,10 @@ class Coordinator:
     @property
     def sites(self) -> Path:
         return self.folder / "sites"
+
+    @property
+    def revoked(self) -> Path:
+        return self.sites / "revoked"
 
     @property
     def flower(self) -> Path:
@@ -71,27 +79,85 @@ class Coordinator:
 
 
 def site_keys(coordinator: Coordinator) -> dict[str, Path]:
-    """The registered sites' public keys by site name."""
+    """The sites' public keys by site name, as they hold now."""
     return {path.stem: path for path in sorted(coordinator.sites.glob("*.pub"))}
+
+
+def key_line(path: Path) -> str:
+    """What makes two files the same key: its kind and value, without the comment."""
+    return " ".join(path.read_text(encoding="utf-8").split()[:2])
+
+
+def check_new_key(coordinator: Coordinator, public_key: Path) -> None:
+    """Raises: UserError: not a P-384 public key, another site's, or one that was revoked."""
+    read_public_key(public_key)
+    line, own = key_line(public_key), "A site has a key of its own: `wardround-site keygen` makes one."
+    for other, path in site_keys(coordinator).items():
+        if key_line(path) == line:
+            raise UserError(f"{public_key}: this is the key of site {other!r}.", own)
+    for path in coordinator.revoked.glob("*.pub"):
+        if key_line(path) == line:
+            raise UserError(f"{public_key}: this key was revoked, which is for good ({path}).", own)
 
 
 def add_site(coordinator: Coordinator, name: str, public_key: Path) -> Path:
     """Keep a site's public key; `wardround serve` registers it.
 
     Raises:
-        UserError: not a P-384 public key, or the name or the key is already known.
+        UserError: as `check_new_key`, or the name is already known.
     """
-    read_public_key(public_key)
-    content = public_key.read_bytes()
-    for other, path in site_keys(coordinator).items():
-        if path.read_bytes().split()[:2] == content.split()[:2]:
-            raise UserError(f"{public_key}: this is the key of site {other!r}.", "A site has a key of its own.")
+    check_new_key(coordinator, public_key)
     place = coordinator.sites / f"{name}.pub"
     if place.exists():
-        raise UserError(f"Site {name!r} has a key already.", f"Remove {place} to replace it.")
-    coordinator.sites.mkdir(parents=True, exist_ok=True)
-    place.write_bytes(content)
+        raise UserError(f"Site {name!r} has a key already.", "`wardround sites rotate` replaces it.")
+    write_text(place, public_key.read_text(encoding="utf-8"))
     return place
+
+
+def revoke_site(coordinator: Coordinator, name: str) -> Path:
+    """Take a site's key out of use for good; `wardround serve` cuts its node off. Returns where the key is kept.
+
+    Raises:
+        UserError: the site is not known.
+    """
+    place = key_of(coordinator, name)
+    kept = revoked_place(coordinator, name, place)
+    kept.parent.mkdir(exist_ok=True)
+    os.replace(place, kept)
+    return kept
+
+
+def rotate_site(coordinator: Coordinator, name: str, public_key: Path) -> Path:
+    """Give a site another key and revoke the one that it had.
+
+    Raises:
+        UserError: as `check_new_key`, or the site is not known.
+    """
+    place = key_of(coordinator, name)
+    check_new_key(coordinator, public_key)
+    # Both are whole at any time: killed in between, the site still has its old key.
+    write_text(revoked_place(coordinator, name, place), place.read_text(encoding="utf-8"))
+    write_text(place, public_key.read_text(encoding="utf-8"))
+    return place
+
+
+def key_of(coordinator: Coordinator, name: str) -> Path:
+    """Raises: UserError: the site is not known."""
+    known = site_keys(coordinator)
+    if name not in known:
+        raise UserError(f"Site {name!r} is not known here.", f"Known are: {', '.join(known) or 'none'}.")
+    return known[name]
+
+
+def revoked_place(coordinator: Coordinator, name: str, key: Path) -> Path:
+    digest = hashlib.sha256(key_line(key).encode()).hexdigest()
+    return coordinator.revoked / f"{name}.{digest[:16]}.pub"
+
+
+def revoked_sites(coordinator: Coordinator) -> frozenset[str]:
+    """Sites whose key was revoked and that have no other."""
+    names = {path.name.split(".")[0] for path in coordinator.revoked.glob("*.pub")}
+    return frozenset(names - site_keys(coordinator).keys())
 
 
 def validities(coordinator: Coordinator) -> list[Validity]:
@@ -150,27 +216,53 @@ def flower(coordinator: Coordinator, *arguments: str) -> dict[str, Any]:
     return answer
 
 
-def register_sites(coordinator: Coordinator) -> dict[str, str]:
-    """Make every site of `sites/` known to the running SuperLink; returns site -> node id.
-
-    What is registered is kept beside the database, since Flower lists nodes without their names.
-    """
+def registered(coordinator: Coordinator) -> dict[str, dict[str, str]]:
+    """Site -> `node` (Flower's id) and `key` (its line), as the SuperLink was last told. Flower itself lists nodes
+    without names."""
     place = coordinator.folder / "nodes.json"
-    nodes: dict[str, str] = json.loads(place.read_text()) if place.exists() else {}
-    present = {row["node-id"] for row in flower(coordinator, "supernode", "list", CONNECTION)["nodes"]}
-    nodes = {site: node for site, node in nodes.items() if node in present}
-    for site, key in site_keys(coordinator).items():
+    return read_json(place) if place.exists() else {}
+
+
+def keys_changed(coordinator: Coordinator) -> bool:
+    """Whether the SuperLink is still to be told of a key that was added, revoked or rotated."""
+    told = {site: node["key"] for site, node in registered(coordinator).items()}
+    return told != {site: key_line(path) for site, path in site_keys(coordinator).items()}
+
+
+def register_sites(coordinator: Coordinator) -> list[str]:
+    """Let the running SuperLink know the sites of `sites/` by their present keys, and no others; returns what changed,
+    a sentence each.
+
+    Raises:
+        UserError: it is not running, or refuses.
+    """
+    nodes, keys, changes = registered(coordinator), site_keys(coordinator), []
+    living = {row["node-id"] for row in listed_nodes(coordinator) if row["status"] != "unregistered"}
+    for site, node in list(nodes.items()):
+        if node["node"] in living and site in keys and key_line(keys[site]) == node["key"]:
+            continue
+        if node["node"] in living:
+            flower(coordinator, "supernode", "unregister", node["node"], CONNECTION)
+            changes.append(f"{site}: its key was revoked, its node is cut off")
+        del nodes[site]
+        write_json(coordinator.folder / "nodes.json", nodes)
+    for site, key in keys.items():
         if site not in nodes:
             answer = flower(coordinator, "supernode", "register", str(key), CONNECTION, "--name", site)
-            nodes[site] = str(answer["node-id"])
-            place.write_text(json.dumps(nodes, indent=1), encoding="utf-8")
-    return nodes
+            nodes[site] = {"node": str(answer["node-id"]), "key": key_line(key)}
+            changes.append(f"{site}: registered")
+            write_json(coordinator.folder / "nodes.json", nodes)
+    return changes
+
+
+def listed_nodes(coordinator: Coordinator) -> list[dict[str, Any]]:
+    return list(flower(coordinator, "supernode", "list", CONNECTION)["nodes"])
 
 
 def site_states(coordinator: Coordinator) -> dict[str, str]:
-    """Site -> Flower's word for its node: registered, online, offline."""
-    place = coordinator.folder / "nodes.json"
-    nodes: dict[str, str] = json.loads(place.read_text()) if place.exists() else {}
-    rows = flower(coordinator, "supernode", "list", CONNECTION)["nodes"]
-    by_node = {row["node-id"]: row["status"] for row in rows}
-    return {site: by_node.get(node, "unknown") for site, node in sorted(nodes.items())}
+    """Site -> `revoked`, or Flower's word for its node: registered, online, offline."""
+    by_node = {row["node-id"]: row["status"] for row in listed_nodes(coordinator)}
+    nodes = registered(coordinator)
+    states = {site: by_node.get(node["node"], "unknown") for site, node in nodes.items()}
+    states |= dict.fromkeys(revoked_sites(coordinator), "revoked")
+    return dict(sorted(states.items()))

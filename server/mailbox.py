@@ -6,13 +6,20 @@ and named in the event log.
 """
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from server.run_folder import EventLog
+
+Names = Callable[[], frozenset[str]]
+
+
+def nobody() -> frozenset[str]:
+    return frozenset()
+
 
 FIRST_WAIT_S = 0.05
 LONGEST_WAIT_S = 2.0
@@ -45,6 +52,8 @@ class Mailbox:
         nodes: site -> node id.
         outstanding: id of a message without an answer -> whom it asked for which round. Those of earlier
             rounds stay, so that a late answer is seen and named.
+        revoked: the sites whose keys are revoked now.
+        told: those that the log names as revoked.
     """
 
     grid: Grid
@@ -52,6 +61,16 @@ class Mailbox:
     log: EventLog
     outstanding: dict[str, Question] = field(default_factory=dict)
     answered: dict[str, Question] = field(default_factory=dict)
+    revoked: Names = nobody
+    told: set[str] = field(default_factory=set)
+
+    def gone(self, sites: Collection[str], number: int) -> frozenset[str]:
+        """Which of these sites were revoked: nobody waits for them. Each is named in the log once."""
+        gone = self.revoked().intersection(sites)
+        for site in sorted(gone - self.told):
+            self.told.add(site)
+            self.log.write("site_revoked", site=site, round=number)
+        return gone
 
     def post(self, site: str, kind: str, number: int, content: RecordDict, ttl_s: float) -> str | None:
         """Send one message; returns its id, or None where it cannot be sent."""

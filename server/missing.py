@@ -1,8 +1,10 @@
 """What becomes of a round whose sites are not all there (`rounds.on_missing`): who is asked when, and when the round
 is complete, waits or stops.
 
-A site that is away is looked for until the deadline and asked as soon as it is back. A site that was asked and sent
-nothing that can be used is not asked again in this round, except where the study waits for all.
+A site whose key was revoked is not waited for, and what it sent is not folded: the round goes on without it where the
+study's quorum allows, else the run stops. A site that is away is looked for until the deadline and asked as soon as it
+is back. A site that was asked and sent nothing that can be used is not asked again in this round, except where the
+study waits for all.
 """
 
 import time
@@ -33,12 +35,15 @@ def updates(box: Mailbox, roll: Roll, context: RoundContext, ask: Ask) -> dict[s
     rounds = study.rounds
     end, asked = time.monotonic() + rounds.deadline_s, set[str]()
     while True:
-        box.nodes = roll.call(context.round)
+        here_now, gone = roll.call(context.round), box.gone(study.sites.train, context.round)
+        box.nodes = {site: node for site, node in here_now.items() if site not in gone}
         now = [site for site in box.nodes if site not in asked]
         if now:
             log.write("sites_asked", round=context.round, sites=now)
         here = ask(now, max(0.0, end - time.monotonic()))
         asked.update(now)
+        gone = box.gone(study.sites.train, context.round)
+        here = {site: contribution for site, contribution in here.items() if site not in gone}
         missing = [site for site in study.sites.train if site not in here]
         left = end - time.monotonic()
         if not missing:
@@ -46,7 +51,9 @@ def updates(box: Mailbox, roll: Roll, context: RoundContext, ask: Ask) -> dict[s
         if rounds.on_missing == "go-on" and len(here) >= study.quorum:
             log.write("round_goes_on", round=context.round, missing=missing)
             return here
-        if left > 0 and not asked.issuperset(missing):
+        if len(study.sites.train) - len(gone) < study.quorum:
+            raise failed(context, here, missing)
+        if left > 0 and not (asked | gone).issuperset(missing):
             time.sleep(min(LOOK_S, left))
         elif rounds.on_missing == "wait":
             log.write("round_waits", round=context.round, missing=missing)

@@ -25,7 +25,7 @@ from server.exchange import Counts, RoundContext, check_reply, figures
 from server.fold import Folded, fold, normalised
 from server.gate import Gate, open_gate
 from server.gathering import Contribution, Gathering, gather
-from server.mailbox import Mailbox
+from server.mailbox import Mailbox, Names, nobody
 from server.missing import summed_updates, updates
 from server.model_file import ModelFile
 from server.outer import next_model, outer_optimizer
@@ -260,6 +260,7 @@ def run_rounds(
     log: EventLog,
     bulk: BulkRoute | None = None,
     played: Identities | None = None,
+    revoked: Names = nobody,
 ) -> Checkpoint:
     """All rounds of a study, from the last finished one on.
 
@@ -268,6 +269,7 @@ def run_rounds(
         folder: the base model.
         bulk: the way that large payloads take; all travel in messages where there is none.
         played: the sites' public keys in a simulation; else a secure sum's are those that the study names.
+        revoked: says the sites whose keys are revoked now.
 
     Returns:
         the last round's checkpoint.
@@ -279,9 +281,9 @@ def run_rounds(
     if latest is not None and latest.round == study.rounds.rounds:
         return latest
     named = None if study.secure_sum is None else played or identities(study)
-    roll = Roll(grid, study, log)
+    roll = Roll(grid, study, log, revoked=revoked)
     needed = len(study.sites.train) if latest is None else study.quorum
-    box = Mailbox(grid, roll.assemble(needed, DESCRIBE_S), log)
+    box = Mailbox(grid, roll.assemble(needed, DESCRIBE_S), log, revoked=revoked)
     codebook = common_codebook(box, study, store.folder)
     content = study_content(study, folder, codebook)
     configure_sites(box, study, content)

@@ -11,7 +11,18 @@ from rich.table import Table
 from common.address import Address
 from common.errors import UserError
 from common.study import read_study
-from server.coordinator import Coordinator, add_site, prepare, register_sites, site_states, validities
+from server.coordinator import (
+    Coordinator,
+    add_site,
+    keys_changed,
+    prepare,
+    register_sites,
+    revoke_site,
+    rotate_site,
+    site_keys,
+    site_states,
+    validities,
+)
 from server.run_folder import RunFolder, create_run, reopen_run
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -54,9 +65,28 @@ def sites_add(
     console.print(f"{name}: {place}", soft_wrap=True)
 
 
+@sites_app.command("revoke")
+def sites_revoke(folder: Folder, name: Annotated[str, typer.Argument(help="The site's name.")]) -> None:
+    """Take a site's key out of use for good. A running `serve` cuts its node off within a few seconds; the bulk channel
+    and the runs refuse it at once."""
+    kept = revoke_site(coordinator_in(folder), name)
+    console.print(f"{name}: revoked; the key is kept as {kept}", soft_wrap=True)
+
+
+@sites_app.command("rotate")
+def sites_rotate(
+    folder: Folder,
+    name: Annotated[str, typer.Argument(help="The site's name.")],
+    public_key: Annotated[Path, typer.Argument(help="The new site.pub that the site sent.")],
+) -> None:
+    """Replace a site's key; the one that it had is revoked. Best between two runs: the site joins as another node."""
+    place = rotate_site(coordinator_in(folder), name, public_key)
+    console.print(f"{name}: {place}", soft_wrap=True)
+
+
 @sites_app.command("list")
 def sites_list(folder: Folder) -> None:
-    """Which sites are registered, online or offline."""
+    """Which sites are registered, online, offline or revoked."""
     table = Table("site", "state")
     for site, state in site_states(coordinator_in(folder)).items():
         table.add_row(site, state)
@@ -94,9 +124,9 @@ def serve(
     console.print(f"Starting a coordinator on {address}; logs in {coordinator.logs}", soft_wrap=True)
     try:
         with Serving(coordinator, address) as serving:
-            known = register_sites(coordinator)
+            register_sites(coordinator)
             none = "none so far; add them with `wardround sites add`"
-            console.print(f"Ready. Sites: {', '.join(sorted(known)) or none}", soft_wrap=True)
+            console.print(f"Ready. Sites: {', '.join(site_keys(coordinator)) or none}", soft_wrap=True)
             daily = DailyLook(lambda: validities(coordinator))
             while True:
                 for warning in daily.warnings():
@@ -104,19 +134,21 @@ def serve(
                 time.sleep(2.0)
                 for name in serving.watch():
                     console.print(f"the {name} ended and was started again")
-                known = register_new(coordinator, known)
+                follow_keys(coordinator)
     except KeyboardInterrupt:
         console.print("stopped")
 
 
-def register_new(coordinator: Coordinator, known: dict[str, str]) -> dict[str, str]:
-    from server.coordinator import site_keys
-
-    if set(site_keys(coordinator)) <= set(known):
-        return known
-    now = register_sites(coordinator)
-    console.print(f"Registered: {', '.join(sorted(set(now) - set(known)))}", soft_wrap=True)
-    return now
+def follow_keys(coordinator: Coordinator) -> None:
+    """Tell the SuperLink of keys that were added, revoked or rotated, and say so. One that is just being started again
+    is told the next time."""
+    if not keys_changed(coordinator):
+        return
+    try:
+        for change in register_sites(coordinator):
+            console.print(change, markup=False, soft_wrap=True)
+    except UserError as refused:
+        console.print(f"{refused.what} It is tried again.", style="yellow", markup=False, soft_wrap=True)
 
 
 def tell(event: dict[str, Any]) -> None:
@@ -127,6 +159,8 @@ def tell(event: dict[str, Any]) -> None:
             console.print(f"round {number} of {rounds} finished{shown}")
         case {"event": kind, "site": site, "fault": fault}:
             console.print(f"{site}: {kind.replace('_', ' ')}: {fault}", style="yellow", markup=False)
+        case {"event": "site_revoked", "site": site, "round": number}:
+            console.print(f"round {number}: {site} takes no further part, its key was revoked", style="yellow")
         case {"event": "site_silent" | "site_unreachable" as kind, "site": site}:
             console.print(f"{site}: {kind.replace('_', ' ')}", style="yellow")
         case {"event": "site_progress", "site": site, "round": number, "step": step, "steps": steps}:

@@ -17,7 +17,7 @@ from common.questions.codebook import Codebook
 from common.questions.codebook_file import to_toml
 from common.study import Study
 from server.exchange import Counts, figures
-from server.mailbox import Mailbox
+from server.mailbox import Mailbox, Names, nobody
 from server.run_folder import EventLog
 
 DESCRIBE_S = 120.0
@@ -35,6 +35,7 @@ class Roll:
         doubles: nodes that were refused because another one is the site that they say they are.
         distrustful: nodes that do not run this run's code: no reviewer that they trust has signed it.
         content: what a site is sent before its first round (`study_content`).
+        revoked: the sites whose keys are revoked now.
     """
 
     grid: Grid
@@ -46,6 +47,7 @@ class Roll:
     doubles: set[int] = field(default_factory=set)
     distrustful: set[int] = field(default_factory=set)
     content: RecordDict = field(default_factory=RecordDict)
+    revoked: Names = nobody
 
     def listen(self, wait_s: float) -> dict[str, list[int]]:
         """Ask new nodes for their names; returns name -> the connected nodes that say it."""
@@ -80,8 +82,8 @@ class Roll:
                 if len(claims.get(name, ())) > 1:
                     raise UserError(f"Two nodes say that they are site {name!r}.", "Stop one of them.")
             missing = [name for name in train if name not in claims]
-            # Who is missing may well be those that refuse the code: waiting does not help.
-            if len(self.distrustful) >= len(missing) or time.monotonic() >= end:
+            # Who is missing may well be those that refuse the code, or is revoked: waiting does not help.
+            if set(missing) <= self.revoked() or len(self.distrustful) >= len(missing) or time.monotonic() >= end:
                 break
             time.sleep(min(1.0, max(0.0, end - time.monotonic())))
         if len(train) - len(missing) < needed and self.distrustful:

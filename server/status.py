@@ -9,7 +9,8 @@ from rich.table import Table
 
 from server.run_folder import RunFolder, read_events
 
-TROUBLES = ("site_refused", "site_silent", "site_unreachable", "update_refused", "reply_refused", "step_refused")
+TROUBLES = ("site_refused", "site_revoked", "site_silent", "site_unreachable", "update_refused", "reply_refused",
+            "step_refused")  # fmt: skip
 SHOWN = 6
 """Rounds that are shown of each seed, the last ones."""
 
@@ -69,6 +70,8 @@ class RoundStanding:
             site.arrived, site.missing, site.refused = True, "", ""
         elif kind in ("site_refused", "update_refused"):
             site.refused = event["fault"]
+        elif kind == "site_revoked":
+            site.missing = "its key was revoked"
         elif kind == "site_silent":
             site.missing = f"no answer in {event['deadline_s']:.0f} s"
         elif kind == "site_unreachable":

@@ -120,6 +120,26 @@ def test_a_study_with_an_absent_site_does_not_start(consortium: Consortium) -> N
     assert outcome.returncode == 2 and "'synthetic-west' is not known, not online" in outcome.stderr
 
 
+def test_a_revoked_site_is_cut_off_and_comes_back_with_another_key(consortium: Consortium) -> None:
+    site, folder = SITES[1], consortium.folder
+    done("wardround", "sites", "revoke", "coordinator", site, folder=folder)
+    consortium.wait_for(f"{site}: its key was revoked", "serve")
+    consortium.wait_for("its key is not registered as", site)
+    assert site_states(consortium.coordinator) == {SITES[0]: "online", site: "revoked"}
+    refused = do("wardround", "run", consortium.study, "--model", consortium.model, folder=folder)
+    assert refused.returncode == 2 and f"Site '{site}' is revoked, not online" in refused.stderr
+
+    (folder / site / "site.key").unlink()
+    done("wardround-site", "keygen", site, folder=folder)
+    done("wardround", "sites", "add", "coordinator", site, f"{site}/site.pub", folder=folder)
+    consortium.wait_online()
+
+    other = consortium.join_line(SITES[0], Path(SITES[0]) / "site.key", "--attempts", "1")
+    other[other.index("--state") + 1] = str(folder / "another-machine")
+    double = subprocess.run(other, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert double.returncode == 2 and "another node with it is connected" in double.stderr, double.stderr
+
+
 def test_what_is_killed_is_started_again(consortium: Consortium) -> None:
     """kill -9 of a site's node, then of the SuperLink.
 

@@ -1,6 +1,6 @@
 """A site looks whether it could take part: is its key known, what runs at the other end, how fast is the line.
 
-One call `Check` of the bulk channel's service. It moves `PROBE` bytes each way that mean nothing:
+One call `Check` of the bulk channel's service. It moves bytes each way that mean nothing, as many as the site says:
 
 | | site | coordinator |
 |---|---|---|
@@ -8,8 +8,8 @@ One call `Check` of the bulk channel's service. It moves `PROBE` bytes each way 
 | 2 | | a challenge, as in a transfer (common/bulk/opening.py) |
 | 3 | the site's signature over both | |
 | 4 | | a `Welcome` as JSON |
-| 5 | `PROBE` bytes in chunks | |
-| 6 | | an empty message, then `PROBE` bytes in chunks |
+| 5 | `probe` bytes in chunks | |
+| 6 | | an empty message, then `probe` bytes in chunks |
 """
 
 from typing import Annotated
@@ -21,7 +21,7 @@ from common.strict import Strict
 
 METHOD = "Check"
 PROBE = 32 * CHUNK
-"""8 MiB: about 7 s at 10 Mbit/s."""
+"""8 MiB, at most: about 7 s at 10 Mbit/s."""
 
 Versions = Annotated[
     dict[Annotated[str, Field(max_length=40)], Annotated[str, Field(max_length=40)]], Field(max_length=20)
@@ -32,6 +32,8 @@ Versions = Annotated[
 class Greeting(Strict):
     site: str
     versions: Versions
+    probe: int = Field(ge=0, le=PROBE, multiple_of=CHUNK)
+    """Bytes each way; none to ask only whether the key is known."""
 
 
 class Welcome(Strict):

@@ -21,6 +21,7 @@ from client.dry_step import machine
 from client.greeting import Line
 from client.join import Joining
 from client.preflight import Finding, clock_skew
+from client.refused import why
 from client.site import Site, read_site
 from common.address import Address, free_port
 from common.certificates import validity_in
@@ -28,7 +29,7 @@ from common.keys import make_site_key
 from common.study import Study, parse_study
 from server import bulk_service
 from server.certs import make_certificates
-from server.coordinator import Coordinator, add_site
+from server.coordinator import Coordinator, add_site, revoke_site
 from tests.command import Done, call
 
 SHIPPED = Path(__file__).parents[2] / "site_configs" / "synthetic"
@@ -138,6 +139,20 @@ def test_nobody_there_and_another_authority_are_told_apart(ends: Ends, tmp_path:
     other = make_certificates(tmp_path / "other", [])
     there = found(replace(ends, joining=replace(ends.joining, ca=other.ca)))
     assert stopping(there) == {"coordinator", "registered"} and "refused" in there["coordinator"].said
+
+
+def test_causes_of_one_refusal_are_told_apart(
+    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower's node ends with one code for all of them."""
+    assert "another node with it is connected" in str(why(ends.joining, ends.site))
+    revoke_site(ends.coordinator, "synthetic-north")
+    assert "not registered as synthetic-north's, or was revoked" in str(why(ends.joining, ends.site))
+    assert why(replace(ends.joining, bulk=None), ends.site) is None
+    monkeypatch.setattr(Clock, "ahead", -100)
+    assert "clock is 100 s ahead" in str(why(ends.joining, ends.site))
+    entries = [json.loads(line) for line in (ends.site.state / "audit.jsonl").read_text().splitlines()]
+    assert [entry["kind"] for entry in entries] == ["Greeting"] * 2
 
 
 @pytest.mark.parametrize(("ahead", "stops"), [(0, False), (-60, True), (60, False), (400, True)])

@@ -27,6 +27,7 @@ from common.transfer.records import shard_in, shard_record
 from common.update.chain import chain, encode
 from common.update.payload import parse_payload
 from common.update.tensors import State
+from server.mailbox import Names, nobody
 from server.round_store import Checkpoint, RoundStore
 from server.rounds import run_rounds
 from server.run_folder import EventLog, read_events
@@ -170,6 +171,7 @@ class Run:
     study: Study
     folder: Path
     sites: Adding
+    revoked: Names = nobody
 
     def __post_init__(self) -> None:
         self.store = RoundStore(self.folder / "federated")
@@ -179,7 +181,7 @@ class Run:
 
     def go(self, grid: InProcessGrid) -> State:
         log = EventLog(self.folder / "events.jsonl", arm="federated", seed=1)
-        return run_rounds(grid, self.study, "test", Path(), self.store, log).model
+        return run_rounds(grid, self.study, "test", Path(), self.store, log, revoked=self.revoked).model
 
     def events(self, *names: str) -> list[dict[str, Any]]:
         return [e for e in read_events(self.folder / "events.jsonl") if e["event"] in names]

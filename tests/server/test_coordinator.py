@@ -14,7 +14,17 @@ from common.keys import make_site_key
 from server.bulk_settings import BulkSettings, write_bulk_settings
 from server.certs import make_certificates
 from server.cli import main
-from server.coordinator import CONNECTION, Coordinator, add_site, flower, prepare, site_keys
+from server.coordinator import (
+    CONNECTION,
+    Coordinator,
+    add_site,
+    flower,
+    prepare,
+    revoke_site,
+    revoked_sites,
+    rotate_site,
+    site_keys,
+)
 from server.serve import Serving
 from tests.command import call
 
@@ -40,6 +50,24 @@ def test_one_key_a_site_and_one_site_a_key(coordinator: Coordinator, tmp_path: P
         "north": north.read_bytes(),
         "south": south.read_bytes(),
     }
+
+
+def test_a_revoked_key_is_out_for_good(coordinator: Coordinator, tmp_path: Path) -> None:
+    old, new, third = (key_of(tmp_path / name) for name in ("old", "new", "third"))
+    add_site(coordinator, "north", old)
+    revoke_site(coordinator, "north")
+    assert not site_keys(coordinator) and revoked_sites(coordinator) == {"north"}
+    with pytest.raises(UserError, match="this key was revoked, which is for good"):
+        add_site(coordinator, "elsewhere", old)
+    with pytest.raises(UserError, match="'north' is not known here"):
+        revoke_site(coordinator, "north")
+    add_site(coordinator, "north", new)
+    assert revoked_sites(coordinator) == frozenset()
+    rotate_site(coordinator, "north", third)
+    assert site_keys(coordinator)["north"].read_bytes() == third.read_bytes() and not revoked_sites(coordinator)
+    for key in (old, new, third):
+        with pytest.raises(UserError, match="was revoked|is the key of site 'north'"):
+            rotate_site(coordinator, "north", key)
 
 
 def test_what_is_missing_is_named(coordinator: Coordinator) -> None:
