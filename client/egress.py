@@ -275,8 +275,8 @@ def beat_of(door: Door, progress: Progress) -> Beat | None:
 
 
 def greeting_of(door: Door, probe: int) -> Greeting:
-    """What a site tells the coordinator that asks whether its key is known, written to the audit log first: its name and
-    the versions of its software.
+    """What a site that asks whether its key is known tells of itself, written to the audit log first: its name and the
+    versions of its software.
 
     Args:
         probe: bytes without meaning that go with it.

@@ -1,4 +1,4 @@
-"""`wardround-site keygen | approve | join`, and the pre-flight of `check --connect`. Mounted by `client/cli.py`."""
+"""`wardround-site keygen | approve | status | join`, and the pre-flight of `check --connect`."""
 
 from datetime import datetime
 from functools import partial
@@ -98,6 +98,18 @@ def approve(
         raise typer.Exit(1)
     new = write_approval(config.resolve(), resolved.hash, None if until is None else until.date())
     console.print(f"{'approved' if new else 'was approved already'}: {config}", soft_wrap=True)
+
+
+@app.command()
+def status(config: Config, state: StateFolder = None) -> None:
+    """Where this site stands: joined, and of each study approved, configured, training. Nothing is asked or sent."""
+    from client.standing import approval, connection, studies, work
+
+    site = site_in(config, state)
+    console.print(f"{site.name}: {connection(site)}", markup=False, soft_wrap=True)
+    for digest, name in studies(site):
+        told = f"study {digest[:12]} {name}".rstrip()
+        console.print(f"{told}: {approval(site, digest)}; {work(site, digest)}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -23,7 +23,7 @@ from server.coordinator import (
     site_states,
     validities,
 )
-from server.run_folder import RunFolder, create_run, reopen_run
+from server.run_folder import RunFolder, create_run, read_events, reopen_run
 
 app = typer.Typer(pretty_exceptions_enable=False)
 certs_app = typer.Typer(help="Certificates for a test consortium.", no_args_is_help=True)
@@ -85,11 +85,22 @@ def sites_rotate(
 
 
 @sites_app.command("list")
-def sites_list(folder: Folder) -> None:
-    """Which sites are registered, online, offline or revoked."""
-    table = Table("site", "state")
-    for site, state in site_states(coordinator_in(folder)).items():
-        table.add_row(site, state)
+def sites_list(
+    folder: Folder,
+    run: Annotated[Path | None, typer.Option("--run", help="A run folder: also where each site is in it.")] = None,
+) -> None:
+    """Which sites are registered, online, offline or revoked; with a run, which are configured and training."""
+    states, standings = site_states(coordinator_in(folder)), {}
+    if run is not None:
+        from server.run_folder import open_run
+        from server.status import site_standings
+
+        opened = open_run(run)
+        standings = site_standings(read_events(opened.events), opened.study().sites.train)
+    table = Table("site", "state", *(["in the run"] if run is not None else []))
+    for site in sorted(states | standings):
+        row = (site, states.get(site, "not registered"), standings.get(site, "takes no part"))
+        table.add_row(*row[: len(table.columns)])
     console.print(table)
 
 

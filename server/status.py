@@ -103,6 +103,43 @@ def standings(events: Iterable[dict[str, Any]]) -> dict[int, dict[int, RoundStan
     return found
 
 
+def site_standings(events: Iterable[dict[str, Any]], sites: Iterable[str]) -> dict[str, str]:
+    """Where each site is in a run's federated arm, as far as the coordinator can know. A site that was configured has
+    approved the study."""
+    found = dict.fromkeys(sites, "not configured yet")
+    for event in events:
+        asked = event.get("sites", ()) if event["event"] == "sites_asked" else (event.get("site", ""),)
+        word = standing_word(event)
+        for site in asked if word else ():
+            if site in found:
+                found[site] = word
+    return found
+
+
+def standing_word(event: dict[str, Any]) -> str:
+    """What an event says of where its site is; empty where it says nothing."""
+    match event:
+        case {"event": "site_configured"}:
+            return "configured: it has approved the study"
+        case {"event": "sites_asked", "round": number}:
+            return f"training, round {number}"
+        case {"event": "site_progress", "round": number, "step": step, "steps": steps}:
+            return f"training, round {number}: step {step} of {steps}"
+        case {"event": "update_received" | "site_trained", "round": number}:
+            return f"trained in round {number}"
+        case {"event": "site_refused", "round": number, "fault": fault}:
+            return f"refused in round {number}: {fault}"
+        case {"event": "site_silent" | "site_unreachable", "round": number}:
+            return f"no answer in round {number}"
+        case {"event": "site_away"}:
+            return "not connected"
+        case {"event": "site_back"}:
+            return "connected again"
+        case {"event": "site_revoked"}:
+            return "revoked"
+    return ""
+
+
 def rounds_table(rounds: dict[int, RoundStanding], title: str) -> Table:
     table = Table("round", "asked", "arrived", "folded (weight)", "missing", "slow", "refused", title=title)
     for number, standing in sorted(rounds.items())[-SHOWN:]:
@@ -137,6 +174,9 @@ def print_status(folder: RunFolder, console: Console) -> None:
     about, events = folder.about(), list(read_events(folder.events))
     console.print(f"{folder.path}  arms {', '.join(about['arms'])}  seeds {about['seeds']}", soft_wrap=True)
     console.print(arms_table(events, folder.study().rounds.rounds))
+    if about["arms"] == ["federated"]:
+        for name, word in site_standings(events, folder.study().sites.train).items():
+            console.print(f"{name:<24}{word}", markup=False, soft_wrap=True)
     for seed, rounds in sorted(standings(events).items()):
         console.print(rounds_table(rounds, f"Federated, seed {seed}: the last rounds"))
         number, standing = max(rounds.items())

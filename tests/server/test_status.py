@@ -8,7 +8,7 @@ from rich.console import Console
 
 from common.study import parse_study
 from server.run_folder import EventLog, create_run, read_events
-from server.status import print_status, rounds_table, standings
+from server.status import print_status, rounds_table, site_standings, standings
 
 SITES = ["a", "b", "c", "d"]
 
@@ -82,6 +82,25 @@ def test_a_round_that_waits_says_for_whom_until_they_came(tmp_path: Path) -> Non
 def test_what_arrived_before_a_kill_counts_after_the_resume(tmp_path: Path) -> None:
     found = told(tmp_path, *START, arrived("a"), START[0], ("sites_asked", {"sites": ["b", "c"]}))
     assert found["a"].arrived and found["b"].at_work and found["d"].missing
+
+
+def test_each_site_is_shown_where_it_is(tmp_path: Path) -> None:
+    told(
+        tmp_path, *(("site_configured", {"site": site, "patients": 9, "questions": 90}) for site in "abc"), *START,
+        ("site_progress", {"site": "b", "step": 3, "steps": 15}), arrived("a"),
+        ("site_revoked", {"site": "c"}), ("site_refused", {"site": 12345, "fault": "a stranger"}),
+    )  # fmt: skip
+    assert site_standings(read_events(tmp_path / "events.jsonl"), [*SITES, "e"]) == {
+        "a": "trained in round 2",
+        "b": "training, round 2: step 3 of 15",
+        "c": "revoked",
+        "d": "not connected",
+        "e": "not configured yet",
+    }
+    log = EventLog(tmp_path / "events.jsonl")
+    log.write("site_refused", site="e", round=1, fault="this site has not approved the study")
+    last = site_standings(read_events(tmp_path / "events.jsonl"), ["e"])
+    assert last == {"e": "refused in round 1: this site has not approved the study"}
 
 
 def test_a_step_that_the_gate_refused_is_told(tmp_path: Path) -> None:
