@@ -183,7 +183,7 @@ def prepare(coordinator: Coordinator, address: Address) -> None:
         if validity.days < 0:
             raise UserError(
                 f"{validity.warning}.",
-                "Put new ca.pem, server.pem and server.key there (docs/coordinator.md); the sites need the new ca.pem.",
+                "`wardround certs renew` makes a new one of the same CA; a new CA's ca.pem goes to all sites.",
             )
     if not coordinator.secret.exists():
         write_private(coordinator.secret, secrets.token_bytes(32))

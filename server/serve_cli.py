@@ -43,7 +43,7 @@ def coordinator_in(folder: Path) -> Coordinator:
 def certs_make(
     folder: Folder,
     host: Annotated[list[str], typer.Option("--host", help="Name or IP address that sites use; repeat for more.")],
-    days: Annotated[int, typer.Option("--days", min=1, help="Validity.")] = 365,
+    days: Annotated[int, typer.Option("--days", min=1, help="Validity; the CA holds for ten years.")] = 365,
 ) -> None:
     """Make a CA and a server certificate. A real consortium puts its own PKI's files in the same places."""
     from server.certs import make_certificates
@@ -52,6 +52,21 @@ def certs_make(
     console.print(f"for the sites:      {files.ca}", soft_wrap=True)
     console.print(f"for `serve`:        {files.server}, {files.server_key}", soft_wrap=True)
     console.print(f"keep offline:       {files.ca_key}", soft_wrap=True)
+
+
+@certs_app.command("renew")
+def certs_renew(
+    folder: Folder,
+    host: Annotated[list[str], typer.Option("--host", help="Name or IP address that sites use; repeat for more.")],
+    days: Annotated[int, typer.Option("--days", min=1, help="Validity.")] = 365,
+) -> None:
+    """Make a new server certificate with the CA that `make` made, whose ca.key must be back in its place for this. The
+    sites keep their ca.pem; start `serve` again."""
+    from server.certs import renew_certificate
+
+    files = renew_certificate(coordinator_in(folder).folder / "certs", host, days)
+    console.print(f"for `serve`:        {files.server}", soft_wrap=True)
+    console.print(f"keep offline again: {files.ca_key}", soft_wrap=True)
 
 
 @sites_app.command("add")

@@ -19,7 +19,7 @@ from client import dry_step, preflight
 from client.cli import main
 from client.dry_step import machine
 from client.greeting import Line
-from client.join import Joining
+from client.join import Joining, certificates
 from client.preflight import Finding, clock_skew
 from client.refused import why
 from client.site import Site, read_site
@@ -165,6 +165,12 @@ def test_a_clock_that_the_coordinator_would_refuse_stops(
     assert skew is not None and abs(skew + ahead) < 2
     there = found(replace(ends, joining=replace(ends.joining, bulk=None)))
     assert ("clock" in stopping(there)) == stops and bool(there["clock"].remedy) == (ahead != 0)
+
+
+def test_both_certificates_are_watched(ends: Ends) -> None:
+    ca, server = certificates(ends.joining)
+    assert "the CA in" in ca.what and ca.days > 3000
+    assert str(ends.joining.coordinator) in server.what and server.days == 364
 
 
 @pytest.mark.parametrize(("days", "mark"), [(60, "ok"), (20, "look")])

@@ -16,7 +16,7 @@ from cryptography import x509
 from common.address import Address, answers, free_port, parse_address
 from common.certificates import DAY_S, DailyLook, validity_in
 from common.errors import UserError
-from server.certs import Certificates, make_certificates
+from server.certs import Certificates, make_certificates, renew_certificate
 from server.coordinator import Coordinator, prepare
 
 
@@ -71,7 +71,7 @@ def test_an_end_is_warned_of_at_once_and_then_daily(tmp_path: Path, monkeypatch:
 
 def test_a_coordinator_does_not_start_with_a_certificate_that_has_ended(tmp_path: Path) -> None:
     make_certificates(tmp_path / "certs", [], days=0)
-    with pytest.raises(UserError, match=r"ca\.pem ended on"):
+    with pytest.raises(UserError, match=r"server\.pem ended on"):
         prepare(Coordinator(tmp_path), Address("127.0.0.1", 8000))
 
 
@@ -80,6 +80,18 @@ def test_what_a_site_is_told_of_a_certificate_that_has_ended(tmp_path: Path) -> 
     with server(files) as address, pytest.raises(UserError, match="has expired") as refused:
         answers(address, files.ca)
     assert "new certificate" in refused.value.remedy
+
+
+def test_a_renewed_certificate_needs_nothing_at_the_sites(tmp_path: Path) -> None:
+    files = make_certificates(tmp_path, [], days=0)
+    at_the_sites = files.ca.read_bytes()
+    renew_certificate(tmp_path, ["coordinator.example.org"])
+    with server(files) as address:
+        assert answers(address, files.ca) and files.ca.read_bytes() == at_the_sites
+    assert validity_in("it", files.server).days == 364
+    files.ca_key.unlink()
+    with pytest.raises(UserError, match=r"ca\.key: no private key can be read"):
+        renew_certificate(tmp_path, [])
 
 
 def test_hosts_are_in_the_certificate(tmp_path: Path) -> None:
