@@ -73,7 +73,7 @@ class Roll:
         """Training site -> node id at the start of a run, when all are there, or `needed` of them and time is up.
 
         Raises:
-            UserError: fewer are there in time, or two nodes say the same name.
+            UserError: fewer are there in time, or two nodes say the same name; who is revoked is not waited for.
         """
         end, train = time.monotonic() + wait_s, self.study.sites.train
         while True:
@@ -86,6 +86,12 @@ class Roll:
             if set(missing) <= self.revoked() or len(self.distrustful) >= len(missing) or time.monotonic() >= end:
                 break
             time.sleep(min(1.0, max(0.0, end - time.monotonic())))
+        revoked = sorted(self.revoked().intersection(missing))
+        if len(train) - len(missing) < needed and revoked:
+            raise UserError(
+                f"The run needs {needed} of its sites, and the key of site {revoked[0]!r} was revoked.",
+                "Give it another with `wardround sites add`, or make a study without it.",
+            )
         if len(train) - len(missing) < needed and self.distrustful:
             raise UserError(
                 f"The run needs site {missing[0]!r}, and {len(self.distrustful)} connected sites do not run this code: "

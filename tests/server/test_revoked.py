@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
+from common.errors import UserError
 from common.study import Study
 from server.gathering import RoundFailed
 from server.run_folder import EventLog
@@ -56,3 +57,5 @@ def test_a_resumed_run_does_not_look_for_it(small_study: Callable[..., Study], t
     del grid.contexts[3]
     roll = Roll(grid, run.study, EventLog(tmp_path / "events.jsonl"), revoked=lambda: frozenset({"b"}))
     assert roll.assemble(2, NEVER_S) == {"a": 2, "c": 4}
+    with pytest.raises(UserError, match="needs 3 of its sites, and the key of site 'b' was revoked"):
+        roll.assemble(3, NEVER_S)
