@@ -43,6 +43,13 @@ REASONS = {
     606: "the coordinator runs another version of Flower",
 }
 """What Flower's exit codes mean to an operator."""
+UNASKED = b"SuperNode terminated gracefully"
+"""What a node writes when the coordinator refuses the signature of a call, of which its time is a part; it then ends
+without a code."""
+WRONG_CLOCK = (
+    "the node ended by itself, as it does when the coordinator refuses the signature of a call: this machine's clock "
+    "may be 5 seconds before the coordinator's and 5 minutes behind it, not more"
+)
 
 
 @dataclass(frozen=True)
@@ -183,9 +190,14 @@ class Node:
         codes = re.findall(rb"Exit Code: (\d+)", self.log.read_bytes()[-4000:])
         return int(codes[-1]) if codes else None
 
+    def signature_refused(self) -> bool:
+        return self.exit_code() is None and UNASKED in self.log.read_bytes()[-4000:]
+
     def reason(self) -> str:
         """Why it ended, for an operator."""
         code = self.exit_code()
+        if self.signature_refused():
+            return WRONG_CLOCK
         if code in REASONS:
             return REASONS[code]
         return f"the node ended{f' with exit code {code}' if code else ''}; see {self.log}"
@@ -227,7 +239,7 @@ def join(
             tried += 1
             if time.monotonic() - started > SETTLED_S:
                 tried, pause = 0, 1.0
-            if node.exit_code() == REFUSED:
+            if node.exit_code() == REFUSED or node.signature_refused():
                 # The 1st, 2nd, 4th, 8th ... time: each question to the coordinator stands in the audit log.
                 cause = why() if tried.bit_count() < 2 else cause
                 reason = cause or reason

@@ -4,10 +4,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -42,6 +42,9 @@ def done(name: str, *arguments: object, folder: Path) -> str:
 class Consortium:
     """Everything of it in one folder: `coordinator/`, `NAME/` for each site, `study.toml`, `model/`."""
 
+    host = "localhost"
+    """The coordinator's name for its sites."""
+
     def __init__(self, folder: Path, study: Path, model: Path, sites: tuple[str, ...] = SITES) -> None:
         self.folder, self.study, self.model, self.sites = folder, study, model, sites
         self.port, self.bulk_port = free_port(), free_port()
@@ -59,7 +62,7 @@ class Consortium:
         return {site: (self.folder / site / "site.pub").read_text().strip() for site in self.sites}
 
     def make(self) -> None:
-        done("wardround", "certs", "make", "coordinator", "--host", "localhost", folder=self.folder)
+        done("wardround", "certs", "make", "coordinator", "--host", self.host, folder=self.folder)
         done("wardround", "bundle", "build", "code.fab", folder=self.folder)
         done("wardround", "bundle", "sign", "code.fab", "--key", "alice/reviewer.key", "--name", "alice",
              folder=self.folder)  # fmt: skip
@@ -72,11 +75,13 @@ class Consortium:
         ports = ("--port", self.port, "--bulk-port", self.bulk_port)
         return self.start("serve", *command("wardround", "serve", "coordinator", *ports))
 
+    def addresses(self, site: str) -> tuple[object, ...]:
+        """Where a site dials in, as options of its `join`."""
+        return "--coordinator", f"{self.host}:{self.port}", "--bulk", f"{self.host}:{self.bulk_port}"
+
     def join_line(self, site: str, key: Path, *options: object) -> list[str]:
-        where = f"localhost:{self.port}"
         state = self.folder / site / "state"
-        given = ("--coordinator", where, "--bulk", f"localhost:{self.bulk_port}",
-                 "--ca", "coordinator/certs/ca.pem", "--key", key, "--state", state)  # fmt: skip
+        given = (*self.addresses(site), "--ca", "coordinator/certs/ca.pem", "--key", key, "--state", state)
         return command("wardround-site", "join", f"sites/{site}.toml", *given, *options)
 
     def join(self, site: str) -> Process:
@@ -115,14 +120,22 @@ class Consortium:
             time.sleep(0.5)
 
 
+Kind = TypeVar("Kind", bound=Consortium)
+
+
 @contextmanager
 def running_consortium(
-    folder: Path, values: dict[str, Any], model: Path, sites: tuple[str, ...] = SITES
-) -> Iterator[Consortium]:
+    folder: Path,
+    values: dict[str, Any],
+    model: Path,
+    sites: tuple[str, ...] = SITES,
+    kind: Callable[..., Kind] = Consortium,
+) -> Iterator[Kind]:
     """Coordinator and sites, online.
 
     Args:
         values: of the study, without its sites and without the keys of its secure sum, if it has one.
+        kind: how its parts are connected.
     """
     shipped = Path(__file__).parent.parent / "site_configs" / "synthetic"
     (folder / "sites").mkdir()
@@ -131,7 +144,7 @@ def running_consortium(
         text = f'extends = "{shipped / site}.toml"\n[client.policy.reviewers]\nalice = "{line}"\n'
         (folder / "sites" / f"{site}.toml").write_text(text)
     study = folder / "study.toml"
-    made = Consortium(folder, study, model, sites)
+    made = kind(folder, study, model, sites)
     keys = made.make_keys()
     named = {**values, "sites": {"train": sites, "public": ["synthetic-public"]}}
     if "secure_sum" in values:

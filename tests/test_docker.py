@@ -57,5 +57,22 @@ def test_services_are_hardened_and_data_is_read_only() -> None:
     for name, service in services.items():
         assert service["read_only"] and service["cap_drop"] == ["ALL"], name
         assert "ports" not in service, name
-        mounts = [mount.split(":") for mount in service["volumes"]]
+        mounts = [mount.split(":") for mount in service["volumes"] if isinstance(mount, str)]
         assert all(mount[-1] == "ro" for mount in mounts if mount[0].startswith(".")), name
+
+
+def test_sites_reach_the_proxy_alone_and_it_sees_only_the_certificates() -> None:
+    compose = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
+    services, proxy = compose["services"], compose["services"]["proxy"]
+    assert {name: service["networks"] for name, service in services.items()} == {
+        "coordinator": ["inside"], "proxy": ["inside", "fleet"], "north": ["fleet"], "south": ["fleet"]
+    }  # fmt: skip
+    assert all(network == {"internal": True} for network in compose["networks"].values())
+    settings = (ROOT / "docker" / "proxy" / "nginx.conf.template").read_text()
+    wanted = set(re.findall(r"\$\{(\w+)\}", settings))
+    assert wanted == {name for name in proxy["environment"] if name.startswith("WARDROUND_")}
+    dialled = {option for option in services["north"]["command"] if option.startswith(("--coordinator", "--bulk"))}
+    where = f"proxy:{proxy['environment']['WARDROUND_PORT']}"
+    assert dialled == {f"--coordinator={where}", f"--bulk={where}"}
+    _, certificates = proxy["volumes"]
+    assert certificates["volume"] == {"subpath": "coordinator/certs"} and certificates["read_only"]

@@ -1,0 +1,71 @@
+"""Hosts of their own on this machine: network namespaces on one bridge, each with its own address and loopback.
+
+The coordinator's host is the machine itself: what it listens on at its own loopback, no other host reaches.
+"""
+
+import os
+import shutil
+import subprocess
+from contextlib import ExitStack
+
+import pytest
+
+GATEWAY = "10.213.77.1"
+"""The coordinator's address on the bridge."""
+BRIDGE = "wardround0"
+
+
+def allowed() -> bool:
+    """Root in a container may lack the right to make a namespace."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        return False
+    return subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False).returncode == 0
+
+
+needs_hosts = pytest.mark.skipif(not allowed(), reason="network namespaces need root, its rights, and iproute2")
+
+
+def call(*line: str) -> str:
+    return subprocess.run(line, check=True, capture_output=True, text=True, timeout=30).stdout
+
+
+class Host:
+    """A namespace with one link to the bridge."""
+
+    def __init__(self, number: int, stack: ExitStack) -> None:
+        self.name, outer, inner = f"wardround{number}", f"wr-out{number}", f"wr-in{number}"
+        call("ip", "netns", "add", self.name)
+        stack.callback(call, "ip", "netns", "delete", self.name)  # with the host go its link's two ends
+        call("ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", self.name)
+        call("ip", "link", "set", outer, "master", BRIDGE, "up")
+        call(*self.line("ip", "address", "add", f"10.213.77.{number + 1}/24", "dev", inner))
+        for device in ("lo", inner):
+            call(*self.line("ip", "link", "set", device, "up"))
+
+    def line(self, *command: str) -> list[str]:
+        """The command, on this host."""
+        return ["ip", "netns", "exec", self.name, *command]
+
+    def reaches(self, port: int) -> bool:
+        """Whether the coordinator's address takes a connection on this port from this host."""
+        line = self.line("bash", "-c", f"exec 3<>/dev/tcp/{GATEWAY}/{port}")
+        return subprocess.run(line, capture_output=True, timeout=30, check=False).returncode == 0
+
+
+class Network:
+    """So many hosts. Use as a context manager; afterwards nothing of it is left."""
+
+    def __init__(self, count: int) -> None:
+        with ExitStack() as building:
+            call("ip", "link", "add", BRIDGE, "type", "bridge")
+            building.callback(call, "ip", "link", "delete", BRIDGE)
+            call("ip", "address", "add", f"{GATEWAY}/24", "dev", BRIDGE)
+            call("ip", "link", "set", BRIDGE, "up")
+            self.hosts = [Host(number, building) for number in range(1, count + 1)]
+            self.stack = building.pop_all()
+
+    def __enter__(self) -> list[Host]:
+        return self.hosts
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
