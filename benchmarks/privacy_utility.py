@@ -63,17 +63,13 @@ SETTINGS = {
     "synthetic": Setting(
         "demo.toml",
         {
-            "model": {
-                "trainable": "lora",
-                "lora": {"rank": 1},
-                "builtin": {"hidden": 32, "layers": 1, "warmup_steps": 200, "warmup_batch": 8},
-            },
-            "questions": {"per_patient": 2},
-            "grpo": {"learning_rate": 3e-3},
-            "rounds": {"rounds": 10, "local_steps": 1},
+            "model": {"trainable": "lora", "lora": {"rank": 1}},
+            "questions": {"per_patient": 4},
+            "grpo": {"learning_rate": 2e-3},
+            "rounds": {"rounds": 20, "local_steps": 1},
             "evaluation": {"patients_per_site": 100, "questions_per_patient": 5},
         },
-        Privacy(clip=0.1, noise_multiplier=1.0, sample_rate=0.01, patients_per_step=32, questions_per_patient=2),
+        Privacy(clip=0.1, noise_multiplier=1.0, sample_rate=0.015, patients_per_step=48),
         patients=4000,
     ),
     "ist": Setting(

@@ -176,7 +176,8 @@ def audit_privacy(
     resolved = read_study(study)
     found = play(resolved, site or resolved.sites.train[0], canaries, seed, cache_folder(cache))
     for line in found.lines():
-        console.print(line, soft_wrap=True)
+        # Without markup, which would take [privacy] for a style.
+        console.print(line, soft_wrap=True, markup=False)
 
 
 @app.command()

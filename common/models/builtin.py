@@ -18,7 +18,7 @@ from common.grpo.prefix import Prefix, expand, left_pad, read_prompts
 from common.models.tokenizer import END, PIECES, SYSTEM, TEMPLATE, train_tokenizer
 from common.models.warmup import Exercise, exercises
 from common.registry.registry import Registry
-from common.study import Study
+from common.study import CODEBOOK_FILE, Study
 
 POOL = 4000
 """Synthetic records; each is seen a few times."""
@@ -36,8 +36,12 @@ VERSION = 2
 def cache_key(study: Study, public: Registry) -> str:
     """SHA-256 over everything that decides the built model."""
     frame = public.frame
+    questions = study.questions.model_dump()
+    if study.questions.codebook_file is not None:
+        # Its hash stands beside it; where the file lies decides nothing, and each run has a copy of its own.
+        questions["codebook"] = CODEBOOK_FILE
     digest = hashlib.sha256(json.dumps(study.model.builtin.model_dump(), sort_keys=True).encode())
-    digest.update(json.dumps(study.questions.model_dump(), sort_keys=True).encode())
+    digest.update(json.dumps(questions, sort_keys=True).encode())
     digest.update(json.dumps([f.model_dump() for f in public.features], sort_keys=True).encode())
     digest.update(json.dumps([VERSION, POOL, PIECES, TEMPLATE, INITIALIZER_SD, ROPE_THETA, torch.__version__]).encode())
     digest.update(frame.write_csv().encode())

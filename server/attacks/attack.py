@@ -31,6 +31,7 @@ class Found:
         drift_auc: the same test by the drift.
         members: patients of that test.
         words: how well a single step tells a patient's words, AUC.
+        sites: whose steps are seen added up there: 1 without [secure_sum].
     """
 
     upper: float | None
@@ -44,6 +45,7 @@ class Found:
     drift_auc: float
     members: int
     words: float
+    sites: int
 
     def lines(self) -> list[str]:
         """For people to read."""
@@ -54,12 +56,19 @@ class Found:
             f"about {self.canaries} canaries were right",
             f"membership, {self.members:4d} patients  AUC {self.auc:.2f}, found at 0.1 % / 1 % false alarms "
             f"{100 * self.tpr_01:.0f} % / {100 * self.tpr_1:.0f} %; by the drift AUC {self.drift_auc:.2f}",
-            f"words from a single step   AUC {self.words:.2f} (0.50 tells nothing)",
+            f"words from a single step   AUC {self.words:.2f} (0.50 tells nothing){self.summed}",
         ]
+
+    @property
+    def summed(self) -> str:
+        return f", of {self.sites} sites added up" if self.sites > 1 else ""
 
 
 def attack(study: Study, questions: pl.DataFrame, model: Path, each: int, seed: int) -> Found:
     """Train once with coins, and attack what came of it.
+
+    A [secure_sum] hides single steps among those of the fewest sites that a sum may be of; canaries and members are
+    looked for in this site's model alone, which is then more than the coordinator has.
 
     Args:
         questions: question frame of one site's training patients.
@@ -73,7 +82,8 @@ def attack(study: Study, questions: pl.DataFrame, model: Path, each: int, seed: 
     tossed = toss(questions, each, seed)
     policy = load_policy(study, model)
     about = tossed.questions.filter(pl.col("patient").is_in([*tossed.canaries, *tossed.members]))
-    words = words_told(policy, study, tossed.questions, INVERTED)
+    sites = 1 if study.secure_sum is None else study.secure_sum.needed
+    words = words_told(policy, study, tossed.questions, INVERTED, sites)
     before = letter_probabilities(policy, about)
     with tempfile.TemporaryDirectory() as folder:
         train(policy, study, tossed.trained_on, Path(folder))
@@ -98,4 +108,5 @@ def attack(study: Study, questions: pl.DataFrame, model: Path, each: int, seed: 
         drift_auc=auc(of(tossed.members, "drift"), inside),
         members=each,
         words=words,
+        sites=sites,
     )

@@ -86,6 +86,11 @@ def test_the_key_follows_everything_that_makes_the_model(
 def test_the_key_follows_nothing_else(builtin_study: Make, public: Registry) -> None:
     changed = {"grpo": {"learning_rate": 0.5}, "rounds": {"rounds": 9}, "name": "other", "title": "Another"}
     assert cache_key(builtin_study(changed), public) == cache_key(builtin_study(), public)
+    here, there, other = (
+        cache_key(builtin_study({"questions": {"codebook": place, "codebook_sha256": digest * 64}}), public)
+        for place, digest in (("/here/codebook.toml", "0"), ("/there/codebook.toml", "0"), ("/here/codebook.toml", "1"))
+    )
+    assert here == there != other
 
 
 def test_a_records_questions_share_it_as_if_each_had_its_own(builtin_study: Make, public: Registry) -> None:
