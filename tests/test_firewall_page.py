@@ -16,11 +16,8 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "firewall.md").read_text()
 SITE = (ROOT / "docker" / "Dockerfile.site").read_text()
 COORDINATOR = (ROOT / "docker" / "Dockerfile.coordinator").read_text()
-SITES = [
-    service
-    for service in yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"].values()
-    if service["image"] == "wardround-site"
-]
+SERVICES = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
+SITES = [service for service in SERVICES.values() if service["image"] == "wardround-site"]
 
 
 def rows(head: str) -> list[list[str]]:
@@ -39,7 +36,10 @@ def test_the_ports_are_the_defaults_and_the_guides() -> None:
     assert allowed[0] == str(inspect.signature(serve).parameters["port"].default)
     assert re.findall(r"^EXPOSE (.+)$", COORDINATOR, re.MULTILINE)[0].split()[0] == allowed[0]
     guide = (ROOT / "docs" / "coordinator.md").read_text()
-    assert f"--bulk-port {allowed[1]}" in guide and len(allowed) == 2
+    assert f"--bulk-port {allowed[1]}" in guide and len(allowed) == 3
+    assert SERVICES["proxy"]["environment"]["WARDROUND_PORT"] == allowed[2]
+    for service in SITES:
+        assert {f"{name}=proxy:{allowed[2]}" for name in ("--coordinator", "--bulk")} <= set(service["command"])
     assert "EXPOSE" not in SITE and SITES and all("ports" not in service for service in SITES)
 
 
