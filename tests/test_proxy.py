@@ -10,6 +10,9 @@ import pytest
 from flwr.superlink.routers.fleet.router import router as fleet_router
 
 from client.bulk import Channel, download, upload
+from client.join import Joining
+from client.preflight import Finding, preflight
+from client.site import read_site
 from common.address import Address, free_port
 from common.bulk import beat, check
 from common.bulk.opening import METHODS, SERVICE, ChannelRefused, Transfer
@@ -22,6 +25,7 @@ from server.certs import make_certificates
 from server.coordinator import Coordinator, add_site
 from tests.proxy import SETTINGS, Caller, needs_nginx, start_proxy
 
+SITE = Path(__file__).parent.parent / "site_configs" / "synthetic" / "synthetic-north.toml"
 SELF_REGISTRATION = {"/v1/fleet/register-node", "/v1/fleet/unregister-node"}
 """For nodes without a key, which a coordinator does not take."""
 
@@ -78,6 +82,20 @@ def test_the_bulk_channel_passes_both_ways_bit_for_bit(place: tuple[Coordinator,
         upload(channel(place, "stranger"), up, payload)
     held = [path for path in (place[0].folder / "proxy").rglob("*") if path.is_file()]
     assert {path.name for path in held} == {"nginx.conf", "nginx.pid", "log"}, "the proxy keeps nothing that passes"
+
+
+@needs_nginx
+def test_a_site_looks_through_it_before_it_joins(place: tuple[Coordinator, Address], tmp_path: Path) -> None:
+    """Certificate, time, registration and line, with one port for all."""
+    coordinator, address = place
+    config = tmp_path / "site.toml"
+    config.write_text(f'extends = "{SITE}"\nsite = "north"\n')
+    key = coordinator.folder / "north" / "site.key"
+    joining = Joining(config, tmp_path, address, coordinator.certificates.ca, key, address)
+    found = [look for look in preflight(joining, read_site(config, tmp_path), None) if isinstance(look, Finding)]
+    told = {finding.what: (finding.mark, finding.said) for finding in found}
+    assert {mark for mark, _ in told.values()} == {"ok"}, told
+    assert told.keys() == {"key", "certificate", "coordinator", "clock", "registered", "versions", "line"}
 
 
 @needs_nginx
