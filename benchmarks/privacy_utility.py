@@ -76,10 +76,10 @@ SETTINGS = {
         "ist.toml",
         {
             "model": {"trainable": "lora", "lora": {"rank": 1}},
-            "grpo": {"learning_rate": 3e-3},
-            "rounds": {"rounds": 20, "local_steps": 1},
+            "grpo": {"learning_rate": 2e-3},
+            "rounds": {"rounds": 16, "local_steps": 1},
         },
-        Privacy(clip=0.1, noise_multiplier=1.0, sample_rate=0.2, patients_per_step=128, questions_per_patient=4,
+        Privacy(clip=0.1, noise_multiplier=1.0, sample_rate=0.1, patients_per_step=64, questions_per_patient=2,
                 delta=1e-4),
     ),
 }  # fmt: skip
