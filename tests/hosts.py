@@ -3,6 +3,7 @@
 The coordinator's host is the machine itself: what it listens on at its own loopback, no other host reaches.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ BRIDGE = "wardround0"
 
 def allowed() -> bool:
     """Root in a container may lack the right to make a namespace."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
+    if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("tc") is None:
         return False
     return subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False).returncode == 0
 
@@ -30,21 +31,32 @@ def call(*line: str) -> str:
 
 
 class Host:
-    """A namespace with one link to the bridge."""
+    """A namespace with one link to the bridge. `outer` is the link's end at the bridge, `inner` the host's own."""
 
     def __init__(self, number: int, stack: ExitStack) -> None:
-        self.name, outer, inner = f"wardround{number}", f"wr-out{number}", f"wr-in{number}"
+        self.name, self.outer, self.inner = f"wardround{number}", f"wr-out{number}", f"wr-in{number}"
         call("ip", "netns", "add", self.name)
         stack.callback(call, "ip", "netns", "delete", self.name)  # with the host go its link's two ends
-        call("ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", self.name)
-        call("ip", "link", "set", outer, "master", BRIDGE, "up")
-        call(*self.line("ip", "address", "add", f"10.213.77.{number + 1}/24", "dev", inner))
-        for device in ("lo", inner):
+        call("ip", "link", "add", self.outer, "type", "veth", "peer", "name", self.inner, "netns", self.name)
+        call("ip", "link", "set", self.outer, "master", BRIDGE, "up")
+        call(*self.line("ip", "address", "add", f"10.213.77.{number + 1}/24", "dev", self.inner))
+        for device in ("lo", self.inner):
             call(*self.line("ip", "link", "set", device, "up"))
 
     def line(self, *command: str) -> list[str]:
         """The command, on this host."""
         return ["ip", "netns", "exec", self.name, *command]
+
+    def slow(self, mbit_per_s: float) -> None:
+        """Both directions: packets wait up to 50 ms for the line, and are dropped beyond that."""
+        given = ("root", "tbf", "rate", f"{mbit_per_s}mbit", "burst", "16kb", "latency", "50ms")
+        call("tc", "qdisc", "add", "dev", self.outer, *given)
+        call(*self.line("tc", "qdisc", "add", "dev", self.inner, *given))
+
+    def dropped(self) -> int:
+        """Packets that a slow line has dropped on their way to the host."""
+        (queue,) = json.loads(call("tc", "-statistics", "-json", "qdisc", "show", "dev", self.outer, "root"))
+        return int(queue["drops"])
 
     def reaches(self, port: int) -> bool:
         """Whether the coordinator's address takes a connection on this port from this host."""

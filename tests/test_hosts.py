@@ -1,4 +1,4 @@
-"""A coordinator behind its proxy and two hospitals, each on its own host: what they reach, and what a stranger does."""
+"""A coordinator behind its proxy and two hospitals, each on a host of its own: strangers, and faults of the line."""
 
 import datetime
 import random
@@ -25,14 +25,17 @@ from flwr.superlink.routers.fleet.router import router as fleet_router
 from common.address import Address, free_port
 from common.keys import read_private_key
 from common.processes import Process
+from server.bulk_settings import BulkSettings, write_bulk_settings
 from server.coordinator import registered
-from tests.consortium import SITES, do, running_consortium
+from server.run_folder import read_events
+from tests.consortium import SITES, do, done, last_round, running_consortium, simulated
 from tests.hosts import GATEWAY, Host, Network, needs_hosts
 from tests.proxy import Caller, Proxied, needs_nginx, start_nginx
+from tests.test_faults import same
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), needs_nginx, needs_hosts]
 
-NORTH = SITES[0]
+NORTH, SOUTH = SITES
 PROBES = 200
 
 
@@ -51,10 +54,14 @@ class Apart(Proxied):
 
 @pytest.fixture(scope="module")
 def apart(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_study: dict) -> Iterator[Apart]:
+    rounds = {"rounds": 1, "local_steps": 2, "validation_patients": 0, "deadline_s": 1200.0}
+    values = {**tiny_study, "rounds": rounds, "transfer": {"inline_mb": 0.0}}
     with Network(len(SITES)) as hosts:
         by_site = dict(zip(SITES, hosts, strict=True))
+        by_site[SOUTH].slow(2.0)
         folder = tmp_path_factory.mktemp("apart")
-        with running_consortium(folder, tiny_study, tiny_model, kind=partial(Apart, by_site)) as made:
+        with running_consortium(folder, values, tiny_model, kind=partial(Apart, by_site)) as made:
+            write_bulk_settings(made.coordinator, BulkSettings(port=made.bulk_port, above_mb=0.0))
             yield made
 
 
@@ -155,3 +162,15 @@ def test_a_site_whose_signature_is_refused_is_told_of_its_clock(apart: Apart, tm
                  "--state", tmp_path)  # fmt: skip
         told = do("wardround-site", "join", f"sites/{NORTH}.toml", *given, folder=apart.folder)
     assert told.returncode == 2 and "could not join: the node ended by itself" in told.stderr, told.stderr
+
+
+def test_a_run_through_the_proxy_over_a_line_that_drops_is_the_simulations(apart: Apart, tmp_path: Path) -> None:
+    """One site's payloads go by the bulk channel, the other's in shards by Flower's messages, over a slow line."""
+    line = ("run", apart.study, "--coordinator", "coordinator", "--model", apart.model)
+    done("wardround", *line, folder=apart.folder)
+    (run,) = (apart.folder / "runs").iterdir()
+    events = list(read_events(run / "events.jsonl"))
+    assert {event["site"] for event in events if event["event"] == "bulk_received"} == {NORTH}
+    assert {event["site"] for event in events if event["event"] == "bulk_unavailable"} == {SOUTH}
+    assert apart.hosts[SOUTH].dropped() > 0
+    assert same(last_round(run / "seed-1" / "federated"), simulated(apart, tmp_path, apart.study))
