@@ -16,7 +16,7 @@ from common.registry.config import ROW, Table
 from common.registry.delimited import read_csv
 from common.registry.excel import read_excel
 from common.registry.header import check_header
-from common.registry.sql import read_postgres, read_sqlite
+from common.registry.sql import read_sqlite
 
 
 def read_table(table: Table) -> pl.LazyFrame:
@@ -39,6 +39,8 @@ def read_table(table: Table) -> pl.LazyFrame:
 
 def read_source(table: Table) -> pl.LazyFrame:
     if table.server:
+        from common.registry.postgres import read_postgres
+
         return as_strings(read_postgres(table), table.place).lazy()
     path = Path(table.path)
     start = first_bytes(path, table.get)
