@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from scipy import stats
 
 from common.errors import UserError
 from common.evaluation.scoring import per_question
@@ -100,15 +101,23 @@ def signed(value: float) -> str:
     return f"{100 * value:+.2f}"
 
 
+def over_seeds(differences: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean by Student's t: what other seeds would do, where each seed counts as one draw."""
+    error = stats.sem(differences)
+    low, high = stats.t.interval(0.95, len(differences) - 1, loc=sum(differences) / len(differences), scale=error)
+    return float(low), float(high)
+
+
 def table(found: Found, plain: str) -> str:
-    """Markdown rows: accuracy, and difference to the plain variant in points, over all seeds and by seed.
+    """Markdown rows: accuracy, and difference to the plain variant in points: with what other patients would do to it,
+    by seed, and with what other seeds would do to it.
 
     Args:
         plain: what the plain variant is called in the head.
     """
     lines = [
-        f"| variant | split | accuracy | less {plain} | by seed |",
-        "|---|---|---|---|---|",
+        f"| variant | split | accuracy | less {plain} | by seed | over seeds |",
+        "|---|---|---|---|---|---|",
     ]
     for name, splits in found.items():
         for split, figures in splits.items():
@@ -119,9 +128,11 @@ def table(found: Found, plain: str) -> str:
                 paired = figures["paired"]
                 low, high = paired["ci95"]
                 cells.append(f"{signed(paired['difference'])} [{signed(low)}, {signed(high)}]")
-                cells.append(", ".join(signed(run["difference"]) for run in paired["per_seed"]))
+                seeds = [run["difference"] for run in paired["per_seed"]]
+                cells.append(", ".join(signed(difference) for difference in seeds))
+                cells.append("[{}, {}]".format(*map(signed, over_seeds(seeds))) if len(seeds) > 1 else "")
             else:
-                cells += ["", ""]
+                cells += ["", "", ""]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
