@@ -18,9 +18,12 @@ from common.study import Study, parse_study, read_study
 from server.coordinator import Coordinator, site_states
 from server.round_store import Checkpoint, RoundStore
 from server.simulation import simulate_federated
+from tests.relay import Relay
 
 COMMANDS = Path(sys.executable).parent
 SITES = ("synthetic-north", "synthetic-south")
+BULK_MB_PER_S = 0.06
+"""So that a model of some 170 kB takes seconds by the bulk channel, and there is time to kill somebody."""
 
 
 def command(name: str, *arguments: object) -> list[str]:
@@ -48,6 +51,8 @@ class Consortium:
     def __init__(self, folder: Path, study: Path, model: Path, sites: tuple[str, ...] = SITES) -> None:
         self.folder, self.study, self.model, self.sites = folder, study, model, sites
         self.port, self.bulk_port = free_port(), free_port()
+        self.wire, self.bulk_wire = Relay(self.port), Relay(self.bulk_port)
+        """Where sites dial in."""
         self.coordinator = Coordinator(folder / "coordinator")
         self.stack = ExitStack()
 
@@ -69,15 +74,28 @@ class Consortium:
         done("wardround", "bundle", "publish", "coordinator", "code.fab", folder=self.folder)
         for site in self.sites:
             done("wardround", "sites", "add", "coordinator", site, f"{site}/site.pub", folder=self.folder)
-            done("wardround-site", "approve", self.study, "--site", f"sites/{site}.toml", "--yes", folder=self.folder)
+        self.approve(self.study)
+
+    def approve(self, study: Path) -> None:
+        for site in self.sites:
+            done("wardround-site", "approve", study, "--site", f"sites/{site}.toml", "--yes", folder=self.folder)
+
+    def other_study(self, name: str, **tables: dict[str, Any]) -> Path:
+        """The study with these changes to its tables, approved by the sites."""
+        values = read_study(self.study).model_dump(mode="json", exclude_none=True)
+        changed = {table: values[table] | change for table, change in tables.items()}
+        study = self.folder / f"{name}.toml"
+        study.write_text(parse_study({**values, **changed, "name": name}, "test").to_toml())
+        self.approve(study)
+        return study
 
     def serve(self) -> Process:
-        ports = ("--port", self.port, "--bulk-port", self.bulk_port)
-        return self.start("serve", *command("wardround", "serve", "coordinator", *ports))
+        given = ("--port", self.port, "--bulk-port", self.bulk_port, "--bulk-mb-per-s", BULK_MB_PER_S)
+        return self.start("serve", *command("wardround", "serve", "coordinator", *given))
 
     def addresses(self, site: str) -> tuple[object, ...]:
         """Where a site dials in, as options of its `join`."""
-        return "--coordinator", f"{self.host}:{self.port}", "--bulk", f"{self.host}:{self.bulk_port}"
+        return "--coordinator", f"{self.host}:{self.wire.port}", "--bulk", f"{self.host}:{self.bulk_wire.port}"
 
     def join_line(self, site: str, key: Path, *options: object) -> list[str]:
         state = self.folder / site / "state"
@@ -107,6 +125,13 @@ class Consortium:
 
     def at_site(self, site: str, name: str) -> psutil.Process:
         return self.flower_process(name, self.folder / site / "state" / "flower")
+
+    def bulk_service(self) -> psutil.Process:
+        for process in psutil.process_iter(["cmdline"]):
+            line = process.info["cmdline"] or []
+            if "server.bulk_service" in line and str(self.coordinator.folder) in line:
+                return process
+        raise AssertionError("there is no bulk service")
 
     def node_log(self, site: str) -> str:
         """Of the site's present node: each start begins a new one."""

@@ -1,10 +1,8 @@
 """The bulk channel, its ends processes: each is killed, the connection is cut, and the file comes out the same."""
 
 import os
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ from common.transfer.manifest import Manifest, manifest_of
 from server.bulk_spool import Spool
 from server.certs import make_certificates
 from server.coordinator import Coordinator, add_site
+from tests.relay import Fault, Relay
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -148,42 +147,12 @@ def test_a_service_that_is_killed_and_started_again_goes_on_where_it_was(ends: E
     assert ends.finish(site, direction) < SIZE + EARLY
 
 
-class Relay:
-    """Between a site and the service: passes on what comes, and cuts its first connection after so many bytes."""
-
-    def __init__(self, port: int, cut_after: int) -> None:
-        self.port, self.cut_after, self.cuts = port, cut_after, 0
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        threading.Thread(target=self.accept, daemon=True).start()
-
-    def accept(self) -> None:
-        while True:
-            near, _ = self.listener.accept()
-            far = socket.create_connection(("127.0.0.1", self.port))
-            for source, target in ((near, far), (far, near)):
-                threading.Thread(target=self.pass_on, args=(source, target), daemon=True).start()
-
-    def pass_on(self, source: socket.socket, target: socket.socket) -> None:
-        passed = 0
-        try:
-            while data := source.recv(65536):
-                target.sendall(data)
-                passed += len(data)
-                if self.cuts == 0 and passed > self.cut_after:
-                    self.cuts += 1
-                    break
-        except OSError:
-            pass  # the other direction was cut
-        for end in (source, target):
-            end.close()
-
-
-@pytest.mark.parametrize("direction", ["up", "down"])
-def test_a_connection_that_is_cut_is_made_again(ends: Ends, direction: str) -> None:
-    relay = Relay(ends.port, cut_after=EARLY)
-    site = ends.site(direction, relay.listener.getsockname()[1])
-    assert ends.finish(site, direction) < SIZE + EARLY
-    assert relay.cuts == 1
+@pytest.mark.parametrize(("direction", "fault"), [("up", Fault.CUT), ("down", Fault.CUT), ("up", Fault.DAMAGED)])
+def test_a_connection_that_is_cut_or_damaged_is_made_again(ends: Ends, direction: str, fault: Fault) -> None:
+    relay = Relay(ends.port)
+    relay.hit(fault, direction == "up", after=EARLY)
+    assert ends.finish(ends.site(direction, relay.port), direction) < SIZE + EARLY
+    assert relay.hits == 1
 
 
 def test_a_transfer_that_two_processes_of_a_site_begin_is_made_once(ends: Ends) -> None:

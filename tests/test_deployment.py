@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.study import parse_study, read_study
 from server.coordinator import site_states
 from server.round_store import RoundStore
 from server.run_folder import read_events
@@ -49,13 +48,8 @@ def test_a_deployed_round_gives_the_simulations_model_bit_for_bit(consortium: Co
 
 def test_two_rounds_in_8_bits_with_momentum_are_the_simulations_too(consortium: Consortium, tmp_path: Path) -> None:
     """What is kept from round to round lies at the sites (what the bits did not say) and here (the momentum)."""
-    values = read_study(consortium.study).model_dump(mode="json", exclude_none=True)
-    values |= {"name": "in-8-bits", "update": {"steps": ["difference", "int8"]}}
-    values["rounds"] |= {"rounds": 2, "validation_patients": 0, "outer": {"name": "nesterov"}}
-    study = consortium.folder / "in-8-bits.toml"
-    study.write_text(parse_study(values, "test").to_toml())
-    for site in SITES:
-        done("wardround-site", "approve", study, "--site", f"sites/{site}.toml", "--yes", folder=consortium.folder)
+    rounds = {"rounds": 2, "validation_patients": 0, "outer": {"name": "nesterov"}}
+    study = consortium.other_study("in-8-bits", update={"steps": ["difference", "int8"]}, rounds=rounds)
     line = ("run", study, "--coordinator", "coordinator", "--model", consortium.model, "--runs", "more-runs")
     done("wardround", *line, folder=consortium.folder)
     (run,) = (consortium.folder / "more-runs").iterdir()
