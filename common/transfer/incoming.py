@@ -13,6 +13,8 @@ Only the standard library is imported here, as in `manifest.py`.
 import hashlib
 import os
 from bisect import bisect_right
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NoReturn, Self
@@ -25,6 +27,10 @@ def part_of(place: Path, manifest: Manifest) -> Path:
     return place.with_name(f".{place.name}.{manifest.sha256}.part")
 
 
+AHEAD = 8
+"""Pieces that are written and not hashed yet, at most: they stand in memory."""
+
+
 class Incoming:
     """Use as a context manager; one process at a time.
 
@@ -35,6 +41,9 @@ class Incoming:
     def __init__(self, place: Path, manifest: Manifest) -> None:
         self.place, self.manifest = place, manifest
         self.part = part_of(place, manifest)
+        # Hashing takes as long as the way over the network where the processor has no instruction for it.
+        self.hashing = ThreadPoolExecutor(1)
+        self.unhashed: deque[Future[None]] = deque()
         place.parent.mkdir(parents=True, exist_ok=True)
         self.file = self.part.open("r+b" if self.part.exists() else "w+b")
         # A machine that lost power may have a whole length without its bytes.
@@ -44,6 +53,7 @@ class Incoming:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, at: TracebackType | None) -> None:
+        self.hashing.shutdown()
         self.file.close()
 
     def sound(self) -> int:
@@ -63,6 +73,7 @@ class Incoming:
 
     def go_to(self, byte: int) -> None:
         """Keep the bytes before this one."""
+        self.wait_for_hash(0)
         self.file.seek(0)
         self.whole, self.held = hashlib.sha256(), byte
         for data in pieces(self.file, byte):
@@ -83,9 +94,15 @@ class Incoming:
         """
         if self.held + len(data) > self.manifest.size:
             raise BadPayload("there are more bytes than the manifest says")
+        self.unhashed.append(self.hashing.submit(self.whole.update, data))
         self.file.write(data)
-        self.whole.update(data)
         self.held += len(data)
+        self.wait_for_hash(AHEAD)
+
+    def wait_for_hash(self, left: int) -> None:
+        """Until at most so many pieces are not hashed yet."""
+        while len(self.unhashed) > left:
+            self.unhashed.popleft().result()
 
     def add_shard(self, data: bytes) -> None:
         """Append the shard that is next, of which some bytes may be here.
@@ -111,6 +128,7 @@ class Incoming:
         if not self.complete:
             raise BadPayload(f"{self.manifest.size - self.held} of {self.manifest.size} bytes are missing")
         self.file.flush()
+        self.wait_for_hash(0)
         if self.whole.hexdigest() != self.manifest.sha256:
             self.refuse()
         os.fsync(self.file.fileno())
