@@ -46,6 +46,9 @@ REASONS = {
 UNASKED = b"SuperNode terminated gracefully"
 """What a node writes when the coordinator refuses the signature of a call, of which its time is a part; it then ends
 without a code."""
+DEAF = b"SSL/TLS handshake error detected."
+"""What a node writes when a connection ends while TLS begins, as it does where something between the two takes
+connections for a coordinator that is away. It lives on, without its heartbeat, and is offline for good."""
 WRONG_CLOCK = (
     "the node ended by itself, as it does when the coordinator refuses the signature of a call: this machine's clock "
     "may be 5 seconds before the coordinator's and 5 minutes behind it, not more"
@@ -176,8 +179,8 @@ class Node:
             child.stop()
 
     def wait(self, meanwhile: Callable[[], None]) -> None:
-        """Return when one of the two has ended; `meanwhile` is called again and again."""
-        while all(child.running for child in self.children):
+        """Return when one of the two has ended or the node is deaf; `meanwhile` is called again and again."""
+        while all(child.running for child in self.children) and not self.deaf():
             meanwhile()
             time.sleep(0.2)
 
@@ -190,12 +193,17 @@ class Node:
         codes = re.findall(rb"Exit Code: (\d+)", self.log.read_bytes()[-4000:])
         return int(codes[-1]) if codes else None
 
+    def deaf(self) -> bool:
+        return DEAF in self.log.read_bytes()[-4000:]
+
     def signature_refused(self) -> bool:
-        return self.exit_code() is None and UNASKED in self.log.read_bytes()[-4000:]
+        return self.exit_code() is None and not self.deaf() and UNASKED in self.log.read_bytes()[-4000:]
 
     def reason(self) -> str:
         """Why it ended, for an operator."""
         code = self.exit_code()
+        if self.deaf():
+            return "the line broke while a connection was made, and Flower's node does not get over that"
         if self.signature_refused():
             return WRONG_CLOCK
         if code in REASONS:

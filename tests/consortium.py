@@ -18,12 +18,9 @@ from common.study import Study, parse_study, read_study
 from server.coordinator import Coordinator, site_states
 from server.round_store import Checkpoint, RoundStore
 from server.simulation import simulate_federated
-from tests.relay import Relay
 
 COMMANDS = Path(sys.executable).parent
 SITES = ("synthetic-north", "synthetic-south")
-BULK_MB_PER_S = 0.06
-"""So that a model of some 170 kB takes seconds by the bulk channel, and there is time to kill somebody."""
 
 
 def command(name: str, *arguments: object) -> list[str]:
@@ -51,8 +48,6 @@ class Consortium:
     def __init__(self, folder: Path, study: Path, model: Path, sites: tuple[str, ...] = SITES) -> None:
         self.folder, self.study, self.model, self.sites = folder, study, model, sites
         self.port, self.bulk_port = free_port(), free_port()
-        self.wire, self.bulk_wire = Relay(self.port), Relay(self.bulk_port)
-        """Where sites dial in."""
         self.coordinator = Coordinator(folder / "coordinator")
         self.stack = ExitStack()
 
@@ -90,12 +85,12 @@ class Consortium:
         return study
 
     def serve(self) -> Process:
-        given = ("--port", self.port, "--bulk-port", self.bulk_port, "--bulk-mb-per-s", BULK_MB_PER_S)
-        return self.start("serve", *command("wardround", "serve", "coordinator", *given))
+        ports = ("--port", self.port, "--bulk-port", self.bulk_port)
+        return self.start("serve", *command("wardround", "serve", "coordinator", *ports))
 
     def addresses(self, site: str) -> tuple[object, ...]:
         """Where a site dials in, as options of its `join`."""
-        return "--coordinator", f"{self.host}:{self.wire.port}", "--bulk", f"{self.host}:{self.bulk_wire.port}"
+        return "--coordinator", f"{self.host}:{self.port}", "--bulk", f"{self.host}:{self.bulk_port}"
 
     def join_line(self, site: str, key: Path, *options: object) -> list[str]:
         state = self.folder / site / "state"

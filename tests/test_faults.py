@@ -19,28 +19,45 @@ from server.bulk_settings import read_bulk_settings, write_bulk_settings
 from server.round_store import Checkpoint
 from server.run_folder import read_events, read_json
 from tests.consortium import SITES, Consortium, command, do, last_round, running_consortium, simulated
-from tests.relay import Fault
+from tests.relay import Fault, Relay
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 NORTH, SOUTH = SITES
 SHARD_BYTES = 100_000
 DEADLINE_S = 150.0
+BULK_MB_PER_S = 0.06
+"""So that a model of some 170 kB takes seconds by the bulk channel, and there is time to kill somebody."""
 LONGEST_S = 600.0
 """Flower takes up to a minute to report a killed process, and as long to let a killed node in again; on a loaded
 machine each message takes half a minute more."""
 
 
+class Wired(Consortium):
+    """Sites dial in through relays, which take connections for a coordinator that is away too."""
+
+    def __init__(self, folder: Path, study: Path, model: Path, sites: tuple[str, ...]) -> None:
+        super().__init__(folder, study, model, sites)
+        self.wire, self.bulk_wire = Relay(self.port), Relay(self.bulk_port)
+
+    def serve(self) -> Process:
+        given = ("--port", self.port, "--bulk-port", self.bulk_port, "--bulk-mb-per-s", BULK_MB_PER_S)
+        return self.start("serve", *command("wardround", "serve", "coordinator", *given))
+
+    def addresses(self, site: str) -> tuple[object, ...]:
+        return "--coordinator", f"{self.host}:{self.wire.port}", "--bulk", f"{self.host}:{self.bulk_wire.port}"
+
+
 @pytest.fixture(scope="module")
-def consortium(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_study: dict) -> Iterator[Consortium]:
+def consortium(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_study: dict) -> Iterator[Wired]:
     rounds = {"rounds": 2, "local_steps": 30, "validation_patients": 0, "deadline_s": 2 * LONGEST_S}
     values = {**tiny_study, "rounds": rounds, "transfer": {"shard_mb": SHARD_BYTES / 1e6, "inline_mb": 0.0}}
-    with running_consortium(tmp_path_factory.mktemp("faults"), values, tiny_model) as made:
+    with running_consortium(tmp_path_factory.mktemp("faults"), values, tiny_model, kind=Wired) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def expected(consortium: Consortium, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def expected(consortium: Wired, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return simulated(consortium, tmp_path_factory.mktemp("simulated"), consortium.study)
 
 
@@ -66,7 +83,7 @@ def damaged(data: bytes) -> bytes:
 class Run:
     """`wardround run` in the background, and what can be seen of it."""
 
-    def __init__(self, consortium: Consortium, study: Path | None = None) -> None:
+    def __init__(self, consortium: Wired, study: Path | None = None) -> None:
         self.consortium = consortium
         runs = consortium.folder / "runs"
         before = set(runs.glob("*/run.json"))
@@ -111,7 +128,7 @@ def same(a: Checkpoint, b: Checkpoint) -> bool:
 
 
 def test_sites_that_die_while_they_train_between_shards_and_while_they_answer(
-    consortium: Consortium, expected: Checkpoint
+    consortium: Wired, expected: Checkpoint
 ) -> None:
     run = Run(consortium)
     until(lambda: run.training(NORTH, 1), "a step at the first site")
@@ -138,7 +155,7 @@ def test_sites_that_die_while_they_train_between_shards_and_while_they_answer(
 
 
 def test_a_command_that_dies_and_a_coordinator_that_dies_between_shards(
-    consortium: Consortium, expected: Checkpoint
+    consortium: Wired, expected: Checkpoint
 ) -> None:
     """The command's death leaves the coordinator's app alive: it is stopped before another leads the same rounds. When
     that one dies, its disk changes what of the shards had come."""
@@ -171,7 +188,7 @@ def test_a_command_that_dies_and_a_coordinator_that_dies_between_shards(
     assert len(run.events("submitted")) == 3 and len(run.events("stopped")) == 1
 
 
-def test_a_superlink_that_dies_while_sites_train(consortium: Consortium, expected: Checkpoint) -> None:
+def test_a_superlink_that_dies_while_sites_train(consortium: Wired, expected: Checkpoint) -> None:
     run = Run(consortium)
     until(lambda: any(run.training(site, 1) for site in SITES), "a step at a site")
     consortium.at_coordinator("flower-superlink").kill()
@@ -179,7 +196,7 @@ def test_a_superlink_that_dies_while_sites_train(consortium: Consortium, expecte
     assert len(run.events("submitted")) == 1, "the run went on by itself"
 
 
-def after_a_round_without(run: Run, consortium: Consortium, study: Path, folder: Path) -> Checkpoint:
+def after_a_round_without(run: Run, consortium: Wired, study: Path, folder: Path) -> Checkpoint:
     """The simulation's second round from this run's first; its sites, like this run's, have all trained in both."""
     simulated(consortium, folder, study)
     for path in (folder / "arm").glob("round-0002.*"):
@@ -189,7 +206,7 @@ def after_a_round_without(run: Run, consortium: Consortium, study: Path, folder:
     return simulated(consortium, folder, study)
 
 
-def test_a_site_that_misses_the_deadline_and_a_wire_that_loses(consortium: Consortium, tmp_path: Path) -> None:
+def test_a_site_that_misses_the_deadline_and_a_wire_that_loses(consortium: Wired, tmp_path: Path) -> None:
     """A site is held over the first round's deadline, so that its answer comes in the second. There the answer to a
     message with a shard is lost, so that it is sent twice, and a connection is cut amid another."""
     study = consortium.other_study("go-on", rounds={"deadline_s": DEADLINE_S, "quorum": 1})
@@ -215,7 +232,7 @@ def test_a_site_that_misses_the_deadline_and_a_wire_that_loses(consortium: Conso
     assert same(last, after_a_round_without(run, consortium, study, tmp_path))
 
 
-def test_the_bulk_channel_through_the_same_faults(consortium: Consortium, expected: Checkpoint) -> None:
+def test_the_bulk_channel_through_the_same_faults(consortium: Wired, expected: Checkpoint) -> None:
     """The service dies amid a download, uploads are damaged and cut on the wire; in the second round a site's app and
     the coordinator's die amid an upload."""
     settings = read_bulk_settings(consortium.coordinator)
