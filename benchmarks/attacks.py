@@ -47,8 +47,8 @@ COLUMNS = {
     "drift_auc": "drift AUC",
     "words": "words AUC",
 }
-SEEDS, STEPS, QUICK_STEPS = 3, 200, 4
-EACH = 24
+SEEDS, STEPS, QUICK_STEPS = 3, 100, 4
+EACH = 48
 """Patients of the hospital who are canaries, and as many for the membership test; there are no others."""
 RATE = 0.5
 PRIVACY = Privacy(clip=0.1, noise_multiplier=1.0, sample_rate=RATE, patients_per_step=round(RATE * EACH), delta=1e-3,
@@ -60,7 +60,7 @@ def chosen_study(steps: int) -> Study:
     study = read_study(DEMO)
     values = study.model_dump(mode="json", exclude_none=True)
     values["sites"] |= {"train": list(study.sites.train[:1]), "unseen": []}
-    values["model"] |= {"builtin": {"hidden": 32, "layers": 1, "warmup_steps": 60}}
+    values["model"] |= {"builtin": {"hidden": 32, "layers": 1, "warmup_steps": 400}}
     values["questions"] |= {"per_patient": 1}
     values["grpo"] |= {"prompts_per_step": round(RATE * EACH), "group_size": 8, "beta": 0.0, "learning_rate": 2e-3}
     values["rounds"] |= {"rounds": 1, "local_steps": steps, "validation_patients": 0}

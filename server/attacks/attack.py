@@ -1,7 +1,7 @@
 """All attacks on one site's part of a study, played on this machine."""
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import polars as pl
 from common.models.policy import load_policy
 from common.study import Study
 from server.attacks.inversion import words_told
+from server.attacks.marks import embedding, marked, marks, moved
 from server.attacks.membership import auc, letter_probabilities, signals, true_positives
 from server.attacks.one_run import lower_epsilon, right_guesses
 from server.attacks.training import toss, train
@@ -70,6 +71,9 @@ def attack(study: Study, questions: pl.DataFrame, model: Path, each: int, seed: 
     A [secure_sum] hides single steps among those of the fewest sites that a sum may be of; canaries and members are
     looked for in this site's model alone, which is then more than the coordinator has.
 
+    Which canaries were in is guessed of half of them, those whose token's row in the embedding moved most and least; by
+    the reward gain where the embedding is not trained.
+
     Args:
         questions: question frame of one site's training patients.
         model: folder of the base model.
@@ -81,19 +85,27 @@ def attack(study: Study, questions: pl.DataFrame, model: Path, each: int, seed: 
     """
     tossed = toss(questions, each, seed)
     policy = load_policy(study, model)
-    about = tossed.questions.filter(pl.col("patient").is_in([*tossed.canaries, *tossed.members]))
+    tokens = marks(policy, tossed.questions["prompt"].to_list(), each)
     sites = 1 if study.secure_sum is None else study.secure_sum.needed
     words = words_told(policy, study, tossed.questions, INVERTED, sites)
-    before = letter_probabilities(policy, about)
+    by_canary = dict(zip(tossed.canaries, tokens, strict=True))
+    tossed = replace(tossed, questions=marked(tossed.questions, by_canary))
+    about = tossed.questions.filter(pl.col("patient").is_in([*tossed.canaries, *tossed.members]))
+    rows, before = embedding(policy), letter_probabilities(policy, about)
     with tempfile.TemporaryDirectory() as folder:
         train(policy, study, tossed.trained_on, Path(folder))
     found = signals(about, before, letter_probabilities(policy, about))
+    rows_after = embedding(policy)
 
     def of(patients: tuple[str, ...], signal: str) -> np.ndarray:
         return found.filter(pl.col("patient").is_in(list(patients)))[signal].to_numpy()
 
-    guesses = each // 2 * 2
-    right = right_guesses(of(tossed.canaries, "gain"), tossed.is_inside(tossed.canaries), guesses)
+    guesses = each // 4 * 2
+    if rows is None or rows_after is None:
+        told = of(tossed.canaries, "gain")
+    else:
+        told = moved(rows, rows_after, list(tokens.values()))
+    right = right_guesses(told, tossed.is_inside(tossed.canaries), guesses)
     delta = 0.0 if study.privacy is None else study.privacy.delta
     gain, inside = of(tossed.members, "gain"), tossed.is_inside(tossed.members)
     return Found(
