@@ -51,12 +51,15 @@ class Setting:
         changes: what it sets in the study's tables.
         privacy: of the private rows, but for the noise.
         patients: of each training hospital where they are drawn, instead of its own number; None keeps them.
+        groups_at_once: of the row without privacy, where all of a step's questions together would be slow; a private
+            step takes its patients one by one.
     """
 
     study: str
     changes: dict[str, dict[str, Any]]
     privacy: Privacy
     patients: int | None = None
+    groups_at_once: int | None = None
 
 
 SETTINGS = {
@@ -81,6 +84,7 @@ SETTINGS = {
         },
         Privacy(clip=0.1, noise_multiplier=1.0, sample_rate=0.1, patients_per_step=64, questions_per_patient=2,
                 delta=1e-4),
+        groups_at_once=16,
     ),
 }  # fmt: skip
 QUICK_CHANGES: dict[str, dict[str, Any]] = {
@@ -137,9 +141,10 @@ def with_public_codebook(study: Study, folder: Path) -> Study:
     return with_codebook_file(study, place)
 
 
-def rows(plain: Study, privacy: Privacy) -> dict[str, Study]:
+def rows(plain: Study, privacy: Privacy, groups_at_once: int | None = None) -> dict[str, Study]:
     """Name -> study: without privacy, and ending at each epsilon."""
-    studies = {PLAIN: plain}
+    in_turn = plain.grpo.model_copy(update={"groups_at_once": groups_at_once})
+    studies = {PLAIN: plain.model_copy(update={"grpo": in_turn})}
     for epsilon in EPSILONS:
         noised = with_epsilon(privacy, plain.total_steps, epsilon)
         values = plain.model_dump(mode="json", exclude_none=True) | {"privacy": noised.model_dump(mode="json")}
@@ -182,7 +187,8 @@ def main() -> None:
             plain = chosen_study(setting, folder, given.quick, given.rounds)
             number = given.seeds or (QUICK_SEEDS if given.quick else SEEDS)
             seeds = range(plain.seed, plain.seed + number)
-            variants = Variants(rows(plain, setting.privacy), folder / "runs", given.cache, seeds)
+            studies = rows(plain, setting.privacy, setting.groups_at_once)
+            variants = Variants(studies, folder / "runs", given.cache, seeds)
             variants.play_all()
             found = variants.compared()
             print(f"{name}: {len(plain.sites.train)} sites, seeds {', '.join(str(seed) for seed in seeds)}")
