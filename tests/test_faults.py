@@ -14,12 +14,12 @@ import psutil
 import pytest
 import torch
 
+from benchmarks._consortium import SITES, Consortium, command, do, last_round, running_consortium, simulated
+from benchmarks._relay import Fault, Relay
 from common.processes import Process
 from server.bulk_settings import read_bulk_settings, write_bulk_settings
 from server.round_store import Checkpoint
 from server.run_folder import read_events, read_json
-from tests.consortium import SITES, Consortium, command, do, last_round, running_consortium, simulated
-from tests.relay import Fault, Relay
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -42,6 +42,8 @@ def done(name: str, *arguments: object, folder: Path) -> str:
 class Consortium:
     """Everything of it in one folder: `coordinator/`, `NAME/` for each site, `study.toml`, `model/`."""
 
+    executor = "flower-superexec"
+    """What a site's executor is named among the processes."""
     host = "localhost"
     """The coordinator's name for its sites."""
 
@@ -109,9 +111,10 @@ class Consortium:
 
     def flower_process(self, name: str, home: Path) -> psutil.Process:
         """The process of that name among those that have this folder for Flower's own."""
-        for process in psutil.process_iter(["cmdline", "environ"]):
+        for process in psutil.process_iter(["name", "cmdline", "environ"]):
             line, environment = process.info["cmdline"] or [], process.info["environ"] or {}
-            if any(Path(part).name == name for part in line) and environment.get("FLWR_HOME") == str(home):
+            named = process.info["name"] == name or any(Path(part).name == name for part in line)
+            if named and environment.get("FLWR_HOME") == str(home):
                 return process
         raise AssertionError(f"there is no {name} in {home}")
 
