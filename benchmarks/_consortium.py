@@ -42,7 +42,7 @@ def done(name: str, *arguments: object, folder: Path) -> str:
 class Consortium:
     """Everything of it in one folder: `coordinator/`, `NAME/` for each site, `study.toml`, `model/`."""
 
-    executor = "flower-superexec"
+    executor = "client.executor"
     """What a site's executor is named among the processes."""
     host = "localhost"
     """The coordinator's name for its sites."""
@@ -140,10 +140,19 @@ class Consortium:
         end = time.monotonic() + timeout_s
         while (states := site_states(self.coordinator)) != dict.fromkeys(self.sites, "online"):
             assert time.monotonic() < end, states
-            time.sleep(0.5)
+            time.sleep(2.0)  # each look is a process of Flower's
 
 
 Kind = TypeVar("Kind", bound=Consortium)
+SHIPPED = Path(__file__).parent.parent / "site_configs" / "synthetic"
+
+
+def site_text(site: str) -> str:
+    """How a site's file begins: a hospital that is shipped, or, named `synthetic-NUMBER`, one of the first's kind."""
+    if (SHIPPED / f"{site}.toml").exists():
+        return f'extends = "{SHIPPED / site}.toml"\n'
+    number = int(site.removeprefix("synthetic-"))
+    return f'extends = "{SHIPPED / SITES[0]}.toml"\nsite = "{site}"\n[synthetic]\nseed = {number}\n'
 
 
 @contextmanager
@@ -160,12 +169,11 @@ def running_consortium(
         values: of the study, without its sites and without the keys of its secure sum, if it has one.
         kind: how its parts are connected.
     """
-    shipped = Path(__file__).parent.parent / "site_configs" / "synthetic"
     (folder / "sites").mkdir()
     line = make_reviewer_key(folder / "alice")[1].read_text().strip()
     for site in sites:
-        text = f'extends = "{shipped / site}.toml"\n[client.policy.reviewers]\nalice = "{line}"\n'
-        (folder / "sites" / f"{site}.toml").write_text(text)
+        text = f'[client.policy.reviewers]\nalice = "{line}"\n'
+        (folder / "sites" / f"{site}.toml").write_text(site_text(site) + text)
     study = folder / "study.toml"
     made = kind(folder, study, model, sites)
     keys = made.make_keys()

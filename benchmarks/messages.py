@@ -1,6 +1,6 @@
 """Where the time of each message to a real site goes: two sites and a coordinator on this machine, the tiny study.
 
-Read from outside while the study runs: the SuperLink's database (posted, taken by the node, answered, answer taken), the
+Read from outside while the study runs: the SuperLink's database (posted, taken by the node, answered, read), the
 processes below the site's executor, and the site's audit log (work done, at the door). Seconds:
 
     node      posted by the coordinator -> taken by the site's node
