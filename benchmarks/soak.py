@@ -8,7 +8,7 @@ database, the run's folder and each site's. The final model is compared with the
 `same`: whether they are equal. `rss_growth`, by process: the median of the last third of the rounds over that of the
 middle third, of sites the largest. `bytes_per_round`: by how much folders grew a round over the last two thirds.
 
-    python -m benchmarks.soak [--sites N] [--rounds N] [--seed N] [--quick] [--plot FILE] [--json FILE]
+    python -m benchmarks.soak [--sites N] [--rounds N] [--seed N] [--often P] [--quick] [--plot FILE] [--json FILE]
 """
 
 import argparse
@@ -110,6 +110,7 @@ def main() -> None:
     parser.add_argument("--sites", type=int)
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--often", type=float, help=f"probability of a fault in a round; {OFTEN} unless given")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_SITES} sites, {QUICK_ROUNDS} rounds")
     parser.add_argument("--plot", type=Path, help="also draw memory and bytes into this file")
     parser.add_argument("--json", type=Path, help="write every figure there")
@@ -117,7 +118,8 @@ def main() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     sites = given.sites or (QUICK_SITES if given.quick else SITES)
     rounds = given.rounds or (QUICK_ROUNDS if given.quick else ROUNDS)
-    result = soak(sites, rounds, given.seed, 1.0 if given.quick else OFTEN)
+    often = given.often or (1.0 if given.quick else OFTEN)
+    result = soak(sites, rounds, given.seed, often)
     if given.json:
         given.json.write_text(json.dumps(result))
     if given.plot:
