@@ -28,7 +28,7 @@ ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_t
 """Two libraries that would start threads at their import."""
 THREADS = 3
 REAP_S = 1.0
-PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME = 1, 4, 15
 NAME = "flwr-clientapp"
 """What a forked process is called, as Flower's own is."""
 
@@ -83,6 +83,7 @@ def next_of_mine() -> bytes | None:
 def become_an_app(parent: int) -> None:
     """End with the parent, however it ends, and hear no more of its tasks."""
     system = ctypes.CDLL(None)
+    system.prctl(PR_SET_DUMPABLE, 1)
     system.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     system.prctl(PR_SET_NAME, NAME.encode())
     if os.getppid() != parent:
@@ -94,6 +95,8 @@ def become_an_app(parent: int) -> None:
 
 
 def main() -> None:
+    # So that no app can look or write into it, and so into the apps that come after.
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0)
     import_all(sys.argv[1:])
     if threads() != 1:
         sys.exit(THREADS)
