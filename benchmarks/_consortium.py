@@ -102,7 +102,7 @@ class Consortium:
     def join(self, site: str) -> Process:
         return self.start(site, *self.join_line(site, Path(site) / "site.key"))
 
-    def wait_for(self, text: str, name: str, timeout_s: float = 240.0) -> None:
+    def wait_for(self, text: str, name: str, timeout_s: float = 600.0) -> None:
         log = self.folder / "logs" / f"{name}.log"
         end = time.monotonic() + timeout_s
         while text not in log.read_text():
@@ -136,7 +136,7 @@ class Consortium:
         log = self.folder / site / "state" / "logs" / "node.log"
         return log.read_text() if log.exists() else ""
 
-    def wait_online(self, timeout_s: float = 240.0) -> None:
+    def wait_online(self, timeout_s: float = 600.0) -> None:
         end = time.monotonic() + timeout_s
         while (states := site_states(self.coordinator)) != dict.fromkeys(self.sites, "online"):
             assert time.monotonic() < end, states
