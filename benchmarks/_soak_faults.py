@@ -49,13 +49,10 @@ def plan(sites: tuple[str, ...], rounds: int, seed: int, often: float) -> list[P
 
 
 class Saboteur:
-    """Attributes:
-    killed_the_command: since then the run goes on without anybody who follows it.
-    """
+    """Does them, to this consortium and run."""
 
     def __init__(self, made: Wired, run: Run) -> None:
         self.made, self.run = made, run
-        self.killed_the_command = False
 
     def kill(self, find: Callable[[], psutil.Process]) -> str:
         end = time.monotonic() + THERE_S
@@ -91,7 +88,7 @@ class Saboteur:
                 told = self.kill(made.bulk_service)
             case "command":
                 self.run.process.child.kill()
-                self.killed_the_command, told = True, "killed"
+                told = "killed"
             case wire:
                 made.wire.hit(Fault[wire.replace(" ", "_").upper()], fault.up, fault.bytes)
                 told = f"after {fault.bytes} bytes {'up' if fault.up else 'down'}"

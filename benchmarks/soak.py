@@ -45,16 +45,17 @@ def study(rounds: int) -> dict[str, object]:
 
 
 def follow(run: Run, made: Wired, planned: list[Planned]) -> Iterator[tuple[Look, list[str]]]:
-    """A look after each round, and what was done to it. A coordinator's app that dies is resumed.
+    """A look after each round, and what was done meanwhile. A run that ended by a fault is resumed.
 
     Raises:
-        RuntimeError: the run ends otherwise than with its last round.
+        RuntimeError: it ends more often than there were faults.
     """
-    saboteur, looked, done = Saboteur(made, run), 0, list[str]()
-    while run.process.running or looked < len(run.events("round_finished")):
+    saboteur, waiting, looked, done, ends = Saboteur(made, run), list(planned), 0, list[str](), 0
+    while True:
+        ended = not run.process.running
         begun = {event["round"] for event in run.events("round_started")}
-        for fault in [fault for fault in planned if fault.round in begun]:
-            planned.remove(fault)
+        for fault in [fault for fault in waiting if fault.round in begun]:
+            waiting.remove(fault)
             done.append(saboteur.do(fault))
             print(f"round {fault.round}: {done[-1]}", flush=True)
         finished = {event["round"] for event in run.events("round_finished")}
@@ -64,14 +65,14 @@ def follow(run: Run, made: Wired, planned: list[Planned]) -> Iterator[tuple[Look
             print(f"round {looked} after {taken.seconds:.0f} s", flush=True)
             yield taken, done
             done = []
-        if not run.process.running and run.process.wait(0) != 0:
-            if "--resume" not in run.process.log.read_text() and not saboteur.killed_the_command:
+        if ended and run.process.wait(0) == 0:
+            return
+        if ended:
+            ends += 1
+            if ends > len(planned) - len(waiting):
                 raise RuntimeError(run.process.log.read_text())
-            saboteur.killed_the_command = False
             run.process = run.start("run", "--resume", run.folder)
         time.sleep(LOOK_S)
-    if looked == 0 or run.process.wait(0) != 0:
-        raise RuntimeError(run.process.log.read_text())
 
 
 def soak(sites: int, rounds: int, seed: int, often: float = OFTEN) -> dict[str, object]:
@@ -84,7 +85,7 @@ def soak(sites: int, rounds: int, seed: int, often: float = OFTEN) -> dict[str, 
         with running_consortium(folder, values, model, names(sites), Wired) as made:
             started = time.monotonic()
             run = Run(made)
-            rows = list(follow(run, made, list(planned)))
+            rows = list(follow(run, made, planned))
             seconds = time.monotonic() - started
             ended = run.end()
             tries = len(run.events("asked_again"))
