@@ -130,7 +130,8 @@ def names_below_us() -> Iterator[tuple[str, Path]]:
     known = {name for names in ENDS.values() for name in names}
     for process in psutil.Process().children(recursive=True):
         try:
-            found = known.intersection(Path(part).name for part in process.cmdline()[:2])
+            # A site's app is forked, and has its own name but its parent's command line.
+            found = known.intersection([process.name(), *(Path(part).name for part in process.cmdline()[:2])])
         except psutil.NoSuchProcess:
             continue
         for name in found:

@@ -15,6 +15,7 @@ import json
 import re
 import secrets
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -161,7 +162,7 @@ class Node:
 
     def executor_command(self) -> list[str]:
         return [
-            installed_command("flower-superexec", self.environment),
+            sys.executable, "-m", "client.executor",
             "--insecure",
             "--runtime-api-address", f"127.0.0.1:{self.port}",
             "--superexec-auth-secret-file", str(self.secret),

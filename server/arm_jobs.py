@@ -7,7 +7,6 @@ from pathlib import Path
 
 import polars as pl
 
-from common.errors import UserError
 from common.evaluation.answering import answer
 from common.evaluation.probe import pass_rates
 from common.evaluation.yardsticks import TrainingRecords, gradient_boosting, most_frequent, random_letter
@@ -20,10 +19,10 @@ from common.study import Study
 from common.update.tensors import State
 from server.centralized import Cohort, train_cohort
 from server.frames import Frames, build_frames, keep, public_cohort, registries
-from server.jobs import SPLITS, answered_path, is_done
+from server.jobs import SPLITS, answered_path, base_model, is_done
 from server.ray_engine import simulate_with_ray
 from server.round_store import RoundStore
-from server.run_folder import EventLog, RunFolder, read_json, write_json
+from server.run_folder import EventLog, RunFolder, write_json
 from server.simulation import simulate_federated, simulated_codebook
 from server.workers import Job
 
@@ -74,21 +73,6 @@ def prepare_model(folder: RunFolder, study: Study, cache: Path, log: EventLog) -
         base = base.resolve()
     digest = folder_sha256(base) if base.is_dir() else ""
     write_json(folder.seed(study.seed) / "base.json", {"folder": str(base), "sha256": digest})
-
-
-def base_model(folder: RunFolder, seed: int) -> Path:
-    """The folder (or hub name) of the seed's base model.
-
-    Raises:
-        UserError: it is no longer the model that the run began with.
-    """
-    note = read_json(folder.seed(seed) / "base.json")
-    base = Path(note["folder"])
-    if note["sha256"] and (not base.is_dir() or folder_sha256(base) != note["sha256"]):
-        raise UserError(
-            f"{base}: the base model is not the one that this run began with.", "Put it back, or start a new run."
-        )
-    return base
 
 
 def train(folder: RunFolder, study: Study, frames: Frames, model: Path, job: Job, log: EventLog) -> State | None:

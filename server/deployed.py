@@ -13,10 +13,15 @@ from common.errors import UserError
 from common.models.transfer import folder_sha256
 from server.bundle import CLIENT_APP, app_spec, bundle_sha256, stage_bundle
 from server.coordinator import CONNECTION, Coordinator, flower
+from server.jobs import base_model
 from server.review import published
 from server.run_folder import RunFolder, read_events, write_json
 
-POLL_S = 2.0
+POLL_S = 1.0
+ASK_S = 10.0
+"""How often Flower is asked how a run goes, by a command that imports for a second; what happens in it stands in the
+run's own log. From the last round on, when its end is near, every `LAST_S`."""
+LAST_S = 1.0
 FINISHED = "finished:completed"
 AWAY_S = 300.0
 """A SuperLink that ended is started again by `wardround serve`, and its runs go on: for so long it may be away."""
@@ -40,8 +45,6 @@ def ready_model(run: RunFolder, given: Path | None, cache: Path) -> Path:
     Raises:
         UserError: it is not the one that the run began with, or the built-in one cannot be built here.
     """
-    from server.arm_jobs import base_model, prepare_model
-
     study = run.study()
     note = run.seed(study.seed) / "base.json"
     if not note.exists() and given is not None:
@@ -49,6 +52,8 @@ def ready_model(run: RunFolder, given: Path | None, cache: Path) -> Path:
             raise UserError(f"--model {given}: this is not a folder.", "Give the folder of a model.")
         write_json(note, {"folder": str(given.resolve()), "sha256": folder_sha256(given)})
     elif not note.exists():
+        from server.arm_jobs import prepare_model  # which trains
+
         prepare_model(run, study, cache, run.log())
     return base_model(run, study.seed)
 
@@ -160,15 +165,20 @@ def follow(submitted: Submitted, say: Callable[[dict[str, Any]], None]) -> None:
     Raises:
         UserError: the run failed or was stopped, or the SuperLink stays away; finished rounds are kept.
     """
-    seen = len(list(read_events(submitted.run.events)))
+    seen, due, pause = len(list(read_events(submitted.run.events))), 0.0, ASK_S
     while True:
-        word, details = status_in_time(submitted.coordinator, submitted.flower_run)
+        asked = time.monotonic() >= due
+        if asked:
+            word, details = status_in_time(submitted.coordinator, submitted.flower_run)
+            due = time.monotonic() + pause
         for event in events_after(submitted.run, seen):
             say(event)
             seen += 1
-        if word == FINISHED:
+            if event["event"] == "round_finished" and event["round"] == event["rounds"]:
+                due, pause = 0.0, LAST_S
+        if asked and word == FINISHED:
             return
-        if word.startswith("finished"):
+        if asked and word.startswith("finished"):
             raise UserError(
                 f"The run ended as {word.removeprefix('finished:')}: {details}",
                 f"Finished rounds are kept; put it right, then `wardround run --resume {submitted.run.path}`.",

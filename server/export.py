@@ -10,7 +10,7 @@ from common.model import BUILT_IN
 from common.models.policy import Policy, load_policy, load_trainable
 from common.study import Study
 from common.update.tensors import sha256
-from server.arm_jobs import base_model
+from server.jobs import base_model
 from server.round_store import Checkpoint, RoundStore
 from server.run_folder import RunFolder, check_writable, read_json
 from server.workers import Job

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from common.errors import UserError
+from common.models.transfer import folder_sha256
 from common.study import Study
-from server.run_folder import RunFolder
+from server.run_folder import RunFolder, read_json
 from server.workers import Job
 
 SPLITS = ("held_out", "unseen_sites")
@@ -22,6 +24,21 @@ def is_done(folder: RunFolder, job: Job) -> bool:
     arms = YARDSTICKS if job.arm == "yardsticks" else (job.arm,)
     jobs = [Job(job.seed, arm, job.site) for arm in arms]
     return all(answered_path(folder, each, split).exists() for each in jobs for split in SPLITS)
+
+
+def base_model(folder: RunFolder, seed: int) -> Path:
+    """The folder (or hub name) of the seed's base model.
+
+    Raises:
+        UserError: it is no longer the model that the run began with.
+    """
+    note = read_json(folder.seed(seed) / "base.json")
+    base = Path(note["folder"])
+    if note["sha256"] and (not base.is_dir() or folder_sha256(base) != note["sha256"]):
+        raise UserError(
+            f"{base}: the base model is not the one that this run began with.", "Put it back, or start a new run."
+        )
+    return base
 
 
 def work(run: Path, job: Job, cache: Path) -> None:

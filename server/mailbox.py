@@ -23,6 +23,8 @@ def nobody() -> frozenset[str]:
 
 FIRST_WAIT_S = 0.05
 LONGEST_WAIT_S = 2.0
+SHARE = 0.05
+"""Of the time that was waited so far, that the next pause takes: an answer is found late by as much at most."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,18 @@ class Question:
 
 @dataclass
 class Pace:
-    """Pauses between looks for replies: longer and longer while none comes."""
+    """Pauses between looks for replies: longer and longer while none comes. `since`: when the last one came."""
 
-    pause: float = FIRST_WAIT_S
+    since: float = field(default_factory=time.monotonic)
 
     def wait(self, came: bool, end: float) -> None:
         """Args: `came`: a reply came at the last look; `end`: of the waiting, on the monotonic clock."""
-        self.pause = FIRST_WAIT_S if came else min(self.pause * 1.5, LONGEST_WAIT_S)
-        if not came:
-            time.sleep(max(0.0, min(self.pause, end - time.monotonic())))
+        now = time.monotonic()
+        if came:
+            self.since = now
+            return
+        pause = min(max(FIRST_WAIT_S, SHARE * (now - self.since)), LONGEST_WAIT_S)
+        time.sleep(max(0.0, min(pause, end - now)))
 
 
 @dataclass

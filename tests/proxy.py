@@ -11,10 +11,10 @@ from string import Template
 import pytest
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
+from benchmarks._consortium import SITES, Consortium
 from common.address import Address, answers, free_port
 from common.processes import Process
 from server.certs import Certificates
-from tests.consortium import SITES, Consortium
 
 SETTINGS = Path(__file__).parent.parent / "docker" / "proxy" / "nginx.conf.template"
 NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")

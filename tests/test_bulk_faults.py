@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks._relay import Fault, Relay
 from common.address import Address, answers, free_port
 from common.bulk.opening import Transfer
 from common.keys import make_site_key
@@ -17,7 +18,6 @@ from common.transfer.manifest import Manifest, manifest_of
 from server.bulk_spool import Spool
 from server.certs import make_certificates
 from server.coordinator import Coordinator, add_site
-from tests.relay import Fault, Relay
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

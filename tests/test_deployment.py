@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks._consortium import SITES, Consortium, do, done, last_round, running_consortium, simulated
 from server.coordinator import site_states
 from server.round_store import RoundStore
 from server.run_folder import read_events
-from tests.consortium import SITES, Consortium, do, done, last_round, running_consortium, simulated
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -5,21 +5,17 @@ by one are played in tests/server/test_transfer.py.
 """
 
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-import torch
 
-from common.processes import Process
+from benchmarks._consortium import SITES, do, running_consortium, simulated
+from benchmarks._faults import LONGEST_S, Run, Wired, same, size, until
+from benchmarks._relay import Fault
 from server.bulk_settings import read_bulk_settings, write_bulk_settings
 from server.round_store import Checkpoint
-from server.run_folder import read_events, read_json
-from tests.consortium import SITES, Consortium, command, do, last_round, running_consortium, simulated
-from tests.relay import Fault, Relay
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -28,31 +24,17 @@ SHARD_BYTES = 100_000
 DEADLINE_S = 150.0
 BULK_MB_PER_S = 0.06
 """So that a model of some 170 kB takes seconds by the bulk channel, and there is time to kill somebody."""
-LONGEST_S = 600.0
-"""Flower takes up to a minute to report a killed process, and as long to let a killed node in again; on a loaded
-machine each message takes half a minute more."""
 
 
-class Wired(Consortium):
-    """Sites dial in through relays, which take connections for a coordinator that is away too."""
-
-    def __init__(self, folder: Path, study: Path, model: Path, sites: tuple[str, ...]) -> None:
-        super().__init__(folder, study, model, sites)
-        self.wire, self.bulk_wire = Relay(self.port), Relay(self.bulk_port)
-
-    def serve(self) -> Process:
-        given = ("--port", self.port, "--bulk-port", self.bulk_port, "--bulk-mb-per-s", BULK_MB_PER_S)
-        return self.start("serve", *command("wardround", "serve", "coordinator", *given))
-
-    def addresses(self, site: str) -> tuple[object, ...]:
-        return "--coordinator", f"{self.host}:{self.wire.port}", "--bulk", f"{self.host}:{self.bulk_wire.port}"
+class Slowed(Wired):
+    bulk_options = ("--bulk-mb-per-s", BULK_MB_PER_S)
 
 
 @pytest.fixture(scope="module")
 def consortium(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_study: dict) -> Iterator[Wired]:
     rounds = {"rounds": 2, "local_steps": 30, "validation_patients": 0, "deadline_s": 2 * LONGEST_S}
     values = {**tiny_study, "rounds": rounds, "transfer": {"shard_mb": SHARD_BYTES / 1e6, "inline_mb": 0.0}}
-    with running_consortium(tmp_path_factory.mktemp("faults"), values, tiny_model, kind=Wired) as made:
+    with running_consortium(tmp_path_factory.mktemp("faults"), values, tiny_model, kind=Slowed) as made:
         yield made
 
 
@@ -61,70 +43,9 @@ def expected(consortium: Wired, tmp_path_factory: pytest.TempPathFactory) -> Che
     return simulated(consortium, tmp_path_factory.mktemp("simulated"), consortium.study)
 
 
-def until(true: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + LONGEST_S
-    while not true():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
-
-
-def size(part: Path) -> int:
-    try:
-        return part.stat().st_size
-    except FileNotFoundError:  # it is whole by now, and has its name
-        return 0
-
-
 def damaged(data: bytes) -> bytes:
     """What a disk makes of it."""
     return bytes([data[0] ^ 1]) + data[1:]
-
-
-class Run:
-    """`wardround run` in the background, and what can be seen of it."""
-
-    def __init__(self, consortium: Wired, study: Path | None = None) -> None:
-        self.consortium = consortium
-        runs = consortium.folder / "runs"
-        before = set(runs.glob("*/run.json"))
-        self.process = self.start("run", study or consortium.study, "--model", consortium.model)
-        until(lambda: set(runs.glob("*/run.json")) - before, "the run's folder")
-        (made,) = set(runs.glob("*/run.json")) - before
-        self.folder = made.parent
-        self.arm = self.folder / "seed-1" / "federated"
-
-    def start(self, *arguments: object) -> Process:
-        return self.consortium.start("run", *command("wardround", *arguments, "--coordinator", "coordinator"))
-
-    def events(self, *names: str) -> list[dict[str, Any]]:
-        return [event for event in read_events(self.folder / "events.jsonl") if event["event"] in names]
-
-    def shard_came(self, site: str, number: int) -> bool:
-        """Whether some of a site's update lies here, and not all of it."""
-        parts = (self.arm / f"received-{number:04d}").glob(f".{site}-*.part")
-        return any(size(part) for part in parts)
-
-    def site_files(self, site: str, name: str) -> list[Path]:
-        """A file of the run's folder at a site, if it is there."""
-        return list((self.consortium.folder / site / "state").glob(f"studies/*/runs/{self.folder.name}/{name}"))
-
-    def training(self, site: str, number: int) -> bool:
-        """Whether a site has taken a step of a round, and not its last."""
-        noted = [read_json(path) for path in self.site_files(site, "progress.json")]
-        return any(note["round"] == number and note["step"] < note["steps"] for note in noted)
-
-    def trained(self, site: str, number: int) -> bool:
-        """Whether the site's answer for a round lies on its disk."""
-        return any(read_json(path)["asked"]["round"] == number for path in self.site_files(site, "last.json"))
-
-    def end(self) -> Checkpoint:
-        until(lambda: not self.process.running, "the run's end")
-        assert self.process.wait(0) == 0, self.process.log.read_text()
-        return last_round(self.arm)
-
-
-def same(a: Checkpoint, b: Checkpoint) -> bool:
-    return a.round == b.round and all(torch.equal(a.model[name], value) for name, value in b.model.items())
 
 
 def test_sites_that_die_while_they_train_between_shards_and_while_they_answer(

@@ -22,13 +22,13 @@ from flwr.supercore.routers.runtime import create_runtime_router
 from flwr.superlink.routers.control import router as control_router
 from flwr.superlink.routers.fleet.router import router as fleet_router
 
+from benchmarks._consortium import SITES, do, done, last_round, running_consortium, simulated
 from common.address import Address, free_port
 from common.keys import read_private_key
 from common.processes import Process
 from server.bulk_settings import BulkSettings, write_bulk_settings
 from server.coordinator import registered
 from server.run_folder import read_events
-from tests.consortium import SITES, do, done, last_round, running_consortium, simulated
 from tests.hosts import GATEWAY, Host, Network, needs_hosts
 from tests.proxy import Caller, Proxied, needs_nginx, start_nginx
 from tests.test_faults import same

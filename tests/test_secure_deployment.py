@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks._consortium import done, last_round, running_consortium, simulated
 from server.run_folder import read_events
-from tests.consortium import done, last_round, running_consortium, simulated
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

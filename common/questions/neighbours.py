@@ -16,8 +16,6 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from sklearn.feature_selection import mutual_info_classif, mutual_info_regression
-from sklearn.metrics import mutual_info_score
 
 from common.questions.information import is_continuous
 from common.questions.randomness import derive_seed
@@ -89,6 +87,8 @@ def information(target: Mixed, other: Mixed, seed: int) -> float:
 
 def discrete(a: Ints, b: Ints) -> float:
     if varies(a) and varies(b):
+        from sklearn.metrics import mutual_info_score
+
         return float(mutual_info_score(a, b))
     return 0.0
 
@@ -100,6 +100,8 @@ def one_continuous(label: Ints, number: Floats, seed: int) -> float:
     label, number = label[paired], number[paired]
     if not varies(label) or not varies(number):
         return 0.0
+    from sklearn.feature_selection import mutual_info_classif
+
     columns = number[:, None]
     return float(
         mutual_info_classif(columns, label, discrete_features=False, n_neighbors=NEIGHBOURS, random_state=seed)[0]
@@ -110,6 +112,8 @@ def continuous(a: Floats, b: Floats, seed: int) -> float:
     """0 where there are too few rows to have three neighbours."""
     if not varies(a) or not varies(b) or len(a) <= NEIGHBOURS:
         return 0.0
+    from sklearn.feature_selection import mutual_info_regression
+
     return float(
         mutual_info_regression(b[:, None], a, discrete_features=False, n_neighbors=NEIGHBOURS, random_state=seed)[0]
     )

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from sklearn.mixture import GaussianMixture
 
 from common.questions.codebook import (
     MOST_CATEGORIES,
@@ -95,6 +94,8 @@ def as_numbers(texts: pl.Series) -> pl.Series:
 
 def fit_raw_mixture(numbers: NDArray[np.float64], seed: int) -> tuple[Component, ...]:
     """Three Gaussians on the numbers as they are, in the order of their means."""
+    from sklearn.mixture import GaussianMixture  # two seconds, for studies of this kind alone
+
     model = GaussianMixture(COMPONENTS, random_state=seed % 2**32).fit(numbers[:, None])
     parts = zip(model.weights_, model.means_[:, 0], np.sqrt(model.covariances_[:, 0, 0]), strict=True)
     ordered = sorted(parts, key=lambda part: float(part[1]))

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor, nn
 
+from benchmarks._tiny import answering_model
 from common.errors import UserError
 from common.grpo.generation import Completion, sample
 from common.grpo.job import Job
@@ -23,7 +24,6 @@ from common.grpo.logps import completion_logps
 from common.grpo.vllm import Server, command, serving, whole_weights
 from common.models.policy import Policy, load_policy, trainable_parameters, trainable_state
 from common.study import Study
-from tests.conftest import answering_model
 
 PLAIN = "{python} -m common.grpo.job {folder}"
 ZERO = "{python} -m accelerate.commands.launch --config_file {zero3} --num_processes 2 -m common.grpo.job {folder}"

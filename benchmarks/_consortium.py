@@ -42,6 +42,8 @@ def done(name: str, *arguments: object, folder: Path) -> str:
 class Consortium:
     """Everything of it in one folder: `coordinator/`, `NAME/` for each site, `study.toml`, `model/`."""
 
+    executor = "client.executor"
+    """What a site's executor is named among the processes."""
     host = "localhost"
     """The coordinator's name for its sites."""
 
@@ -100,7 +102,7 @@ class Consortium:
     def join(self, site: str) -> Process:
         return self.start(site, *self.join_line(site, Path(site) / "site.key"))
 
-    def wait_for(self, text: str, name: str, timeout_s: float = 240.0) -> None:
+    def wait_for(self, text: str, name: str, timeout_s: float = 600.0) -> None:
         log = self.folder / "logs" / f"{name}.log"
         end = time.monotonic() + timeout_s
         while text not in log.read_text():
@@ -109,9 +111,10 @@ class Consortium:
 
     def flower_process(self, name: str, home: Path) -> psutil.Process:
         """The process of that name among those that have this folder for Flower's own."""
-        for process in psutil.process_iter(["cmdline", "environ"]):
+        for process in psutil.process_iter(["name", "cmdline", "environ"]):
             line, environment = process.info["cmdline"] or [], process.info["environ"] or {}
-            if any(Path(part).name == name for part in line) and environment.get("FLWR_HOME") == str(home):
+            named = process.info["name"] == name or any(Path(part).name == name for part in line)
+            if named and environment.get("FLWR_HOME") == str(home):
                 return process
         raise AssertionError(f"there is no {name} in {home}")
 
@@ -133,14 +136,23 @@ class Consortium:
         log = self.folder / site / "state" / "logs" / "node.log"
         return log.read_text() if log.exists() else ""
 
-    def wait_online(self, timeout_s: float = 240.0) -> None:
+    def wait_online(self, timeout_s: float = 600.0) -> None:
         end = time.monotonic() + timeout_s
         while (states := site_states(self.coordinator)) != dict.fromkeys(self.sites, "online"):
             assert time.monotonic() < end, states
-            time.sleep(0.5)
+            time.sleep(2.0)  # each look is a process of Flower's
 
 
 Kind = TypeVar("Kind", bound=Consortium)
+SHIPPED = Path(__file__).parent.parent / "site_configs" / "synthetic"
+
+
+def site_text(site: str) -> str:
+    """How a site's file begins: a hospital that is shipped, or, named `synthetic-NUMBER`, one of the first's kind."""
+    if (SHIPPED / f"{site}.toml").exists():
+        return f'extends = "{SHIPPED / site}.toml"\n'
+    number = int(site.removeprefix("synthetic-"))
+    return f'extends = "{SHIPPED / SITES[0]}.toml"\nsite = "{site}"\n[synthetic]\nseed = {number}\n'
 
 
 @contextmanager
@@ -157,12 +169,11 @@ def running_consortium(
         values: of the study, without its sites and without the keys of its secure sum, if it has one.
         kind: how its parts are connected.
     """
-    shipped = Path(__file__).parent.parent / "site_configs" / "synthetic"
     (folder / "sites").mkdir()
     line = make_reviewer_key(folder / "alice")[1].read_text().strip()
     for site in sites:
-        text = f'extends = "{shipped / site}.toml"\n[client.policy.reviewers]\nalice = "{line}"\n'
-        (folder / "sites" / f"{site}.toml").write_text(text)
+        text = f'[client.policy.reviewers]\nalice = "{line}"\n'
+        (folder / "sites" / f"{site}.toml").write_text(site_text(site) + text)
     study = folder / "study.toml"
     made = kind(folder, study, model, sites)
     keys = made.make_keys()
