@@ -1,0 +1,137 @@
+"""The images, built on this machine without a container engine, and what runs in them as compose.yaml would run it."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+ROOT = Path(__file__).parent.parent
+BASE = re.findall(r"^ARG BASE=(.+)$", (ROOT / "docker" / "Dockerfile").read_text(), re.MULTILINE)[0]
+NEEDED = ("buildah", "debootstrap", "unshare")
+MISSING = [name for name in NEEDED if shutil.which(name, path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin") is None]
+USER = "10001"
+
+INSIDE = """
+set -e
+root=$1 user=$2
+mount --bind "$root" "$root"
+while [ "$3" != -- ]; do
+  mount --bind "$3" "$root$4"
+  [ "$5" = rw ] || mount -o remount,bind,ro "$root$4"
+  shift 3
+done
+shift 3
+mount -t tmpfs tmpfs "$root/tmp"
+mount -t proc proc "$root/proc"
+mount --bind /dev "$root/dev"
+mount -o remount,bind,ro "$root"
+exec chroot "$root" setpriv --reuid "$user" --regid "$user" --clear-groups --bounding-set=-all --no-new-privs "$@"
+"""
+"""A container as far as it matters here: the root is read-only, and the user has no capability and can gain none."""
+
+
+def run(*line: object, **options: Any) -> str:
+    given = [str(part) for part in line]
+    done = subprocess.run(given, capture_output=True, text=True, check=False, cwd=ROOT, **options)
+    assert done.returncode == 0, f"{' '.join(given[:6])}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+class Engine:
+    """buildah with a storage of its own in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.line = ["buildah", "--root", str(folder / "storage"), "--runroot", str(folder / "run")]
+        # Overlays share what images have in common; where the kernel has none, each layer is a whole copy.
+        probe = [*self.line, "--storage-driver", "overlay", "from", "scratch"]
+        works = subprocess.run(probe, capture_output=True, check=False).returncode == 0
+        self.line += ["--storage-driver", "overlay" if works else "vfs"]
+
+    def __call__(self, *arguments: object) -> str:
+        return run(*self.line, *arguments).strip()
+
+    def make_base(self, folder: Path) -> None:
+        """Debian with its own Python 3.11, under the name of the image that the recipe builds on."""
+        packages = "python3-venv,python-is-python3,ca-certificates"
+        run("debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", folder,
+            "http://deb.debian.org/debian")  # fmt: skip
+        container = self("from", "scratch")
+        self("add", container, folder, "/")
+        self("commit", "--rm", container, BASE)
+
+    def build(self, scratch: Path) -> None:
+        run(ROOT / "docker" / "build.sh", *pip_mounts(scratch), env={**os.environ, "ENGINE": " ".join(self.line)})
+
+
+def pip_mounts(scratch: Path) -> list[str]:
+    """Lets pip in a build see what it is configured to see on this machine: mirrors, wheels on the disk, certificates.
+
+    A file with the same settings, and whatever paths they name, in the same places. An index's files lie beside it.
+    """
+    settings = {}
+    for line in run(sys.executable, "-m", "pip", "config", "list").splitlines():
+        name, _, value = line.partition("=")
+        section, _, option = name.rpartition(".")
+        if section in ("global", "install", ":env:"):
+            settings[option] = str(ast.literal_eval(value))
+    configured = scratch / "pip.conf"
+    configured.write_text("[global]\n" + "".join(f"{name} = {value}\n" for name, value in settings.items()))
+    words = [urlsplit(word) for value in settings.values() for word in value.split()]
+    paths = {Path(word.path) if word.scheme == "" else Path(word.path).parent for word in words
+             if word.path.startswith("/") and word.scheme in ("", "file")}  # fmt: skip
+    mounts = {"/etc/pip.conf": configured} | {str(path): path for path in paths if path.exists()}
+    return [part for place, source in mounts.items() for part in ("--volume", f"{source}:{place}:ro")]
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image's files and what it says of itself."""
+
+    root: Path
+    settings: dict[str, Any]
+
+    def line(self, arguments: tuple[object, ...], mounts: dict[str, tuple[Path, str]], entry: bool = True) -> list[str]:
+        """Its entry point, or another command, with its environment.
+
+        Args:
+            mounts: place in the container -> what lies there, and `ro` or `rw`.
+        """
+        given = [word for place, (source, access) in mounts.items() for word in (str(source), place, access)]
+        for place, (source, _) in mounts.items():
+            point = self.root / place.lstrip("/")
+            if not point.exists():
+                point.mkdir() if source.is_dir() else point.touch()
+        user, _ = self.settings["User"].split(":")
+        command = [*(self.settings["Entrypoint"] if entry else ()), *map(str, arguments)]
+        environment = ["env", "-i", f"--chdir={self.settings['WorkingDir']}", *self.settings["Env"]]
+        return ["unshare", "--mount", "sh", "-c", INSIDE, "sh", str(self.root), user, *given, "--", *environment,
+                *command]  # fmt: skip
+
+    def do(
+        self, *arguments: object, mounts: dict[str, tuple[Path, str]] | None = None, entry: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        line = self.line(arguments, mounts or {}, entry)
+        return subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
+
+    def files(self) -> set[str]:
+        """Every file, link and folder in it, by its path there; not what an engine mounts over."""
+        found = set()
+        for folder, below, names in os.walk(self.root):
+            here = Path(folder)
+            if here == self.root:
+                below[:] = [name for name in below if name not in ("proc", "dev", "sys")]
+            found |= {f"/{(here / name).relative_to(self.root)}" for name in (*below, *names)}
+        return found
+
+
+def opened(engine: Engine, name: str) -> Image:
+    container = engine("from", "--pull-never", name)
+    settings = json.loads(engine("inspect", "--type", "image", name))["OCIv1"]["config"]
+    return Image(Path(engine("mount", container)), settings)
