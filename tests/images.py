@@ -57,21 +57,32 @@ class Engine:
     def __call__(self, *arguments: object) -> str:
         return run(*self.line, *arguments).strip()
 
-    def make_base(self, folder: Path) -> None:
-        """Debian with its own Python 3.11, under the name of the image that the recipe builds on."""
-        packages = "python3-venv,python-is-python3,ca-certificates"
+    def make_base(self, folder: Path, mounts: dict[str, Path]) -> None:
+        """Debian with its own Python 3.11 and pip, under the name of the image that the recipe builds on.
+
+        Args:
+            mounts: what `build` mounts has its place in the base, so that the images do not get one.
+        """
+        packages = "python3-pip,python3-venv,python-is-python3,ca-certificates"
         run("debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", folder,
             "http://deb.debian.org/debian")  # fmt: skip
+        for place, source in mounts.items():
+            point = folder / place.lstrip("/")
+            (point if source.is_dir() else point.parent).mkdir(parents=True, exist_ok=True)
+            if not source.is_dir():
+                point.touch()
         container = self("from", "scratch")
         self("add", container, folder, "/")
         self("commit", "--rm", container, BASE)
 
-    def build(self, scratch: Path) -> None:
-        run(ROOT / "docker" / "build.sh", *pip_mounts(scratch), env={**os.environ, "ENGINE": " ".join(self.line)})
+    def build(self, mounts: dict[str, Path]) -> None:
+        options = [part for place, source in mounts.items() for part in ("--volume", f"{source}:{place}:ro")]
+        run(ROOT / "docker" / "build.sh", *options, env={**os.environ, "ENGINE": " ".join(self.line)})
 
 
-def pip_mounts(scratch: Path) -> list[str]:
-    """Lets pip in a build see what it is configured to see on this machine: mirrors, wheels on the disk, certificates.
+def pip_mounts(scratch: Path) -> dict[str, Path]:
+    """Place in a build -> what lies there: lets pip see what it is configured to see on this machine, as mirrors, wheels
+    on the disk and certificates.
 
     A file with the same settings, and whatever paths they name, in the same places. An index's files lie beside it.
     """
@@ -86,8 +97,7 @@ def pip_mounts(scratch: Path) -> list[str]:
     words = [urlsplit(word) for value in settings.values() for word in value.split()]
     paths = {Path(word.path) if word.scheme == "" else Path(word.path).parent for word in words
              if word.path.startswith("/") and word.scheme in ("", "file")}  # fmt: skip
-    mounts = {"/etc/pip.conf": configured} | {str(path): path for path in paths if path.exists()}
-    return [part for place, source in mounts.items() for part in ("--volume", f"{source}:{place}:ro")]
+    return {"/etc/pip.conf": configured} | {str(path): path for path in paths if path.exists()}
 
 
 @dataclass(frozen=True)

@@ -40,24 +40,23 @@ def test_the_builder_is_sent_what_the_recipe_takes_and_no_more() -> None:
 
 
 @pytest.mark.parametrize("image", IMAGES)
-def test_nothing_runs_as_root_and_nothing_is_the_users(image: str) -> None:
-    text = STAGES["runtime"] + STAGES[image]
+def test_nothing_runs_as_root(image: str) -> None:
+    text = STAGES["runtime"] + "\n" + STAGES[image]
     assert re.findall(r"^USER (.+)$", text, re.MULTILINE) == ["10001:10001"]
-    assert not re.search(r"^RUN", text[text.index("\nUSER") :], re.MULTILINE)
-    assert all("--chown=0:0" in line for line in re.findall(r"^COPY .+$", text, re.MULTILINE))
+    assert not re.search(r"^(RUN|COPY)", text[text.index("\nUSER") :], re.MULTILINE)
 
 
 def test_the_images_share_their_dependencies_and_only_the_stages_before_reach_an_index() -> None:
     assert re.findall(r"^FROM (\S+) AS (?:site|coordinator)$", RECIPE, re.MULTILINE) == ["runtime", "runtime"]
     for stage in ("site-code", "coordinator-code"):
         assert "--no-deps" in STAGES[stage] and "--no-build-isolation" in STAGES[stage]
-    assert not any("pip " in STAGES[stage] for stage in ("runtime", *IMAGES))
+    assert not any("RUN" in STAGES[image] for image in IMAGES)
 
 
 def test_the_build_script_needs_an_engine() -> None:
     line, path = [ROOT / "docker" / "build.sh"], {"PATH": "/nowhere", "ENGINE": "none"}
     done = subprocess.run(["/bin/bash", *line], env=path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and "none of docker, podman and buildah is installed" in done.stderr
+    assert done.returncode == 2 and "none of docker, podman and buildah works here" in done.stderr
 
 
 def test_the_commands_of_the_images_are_the_projects() -> None:

@@ -51,7 +51,7 @@ def test_the_image_holds_what_the_page_says() -> None:
     copied = re.findall(r"^COPY (?!--from)(.+)$", STAGES["site-code"], re.MULTILINE)
     packages = {line.split()[0] for line in copied if (ROOT / line.split()[0] / "__init__.py").exists()}
     assert {row[0] for row in rows("in it | what")} == packages | {"constraints.txt", "/opt/wardround/sbom"}
-    assert "-c constraints.txt" in STAGES["dependencies"] and "/opt/wardround/sbom/" in STAGES["dependencies"]
+    assert "-c constraints.txt" in SITE and "/bill ./sbom\n" in SITE
     assert f"ARG BASE={re.findall(r'on `(.+)`:', PAGE)[0]}\n" in RECIPE
 
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from common.address import free_port
-from tests.images import BASE, MISSING, ROOT, USER, Engine, Image, opened, run
+from tests.images import BASE, MISSING, ROOT, USER, Engine, Image, opened, pip_mounts, run
 
 pytestmark = [
     pytest.mark.slow,
@@ -45,11 +45,11 @@ class Images:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
     scratch = tmp_path_factory.mktemp("images")
-    engine = Engine(scratch / "engine")
+    engine, mounts = Engine(scratch / "engine"), pip_mounts(scratch)
     began = time.monotonic()
-    engine.make_base(scratch / "base")
+    engine.make_base(scratch / "base", mounts)
     based = time.monotonic()
-    engine.build(scratch)
+    engine.build(mounts)
     print(f"base {based - began:.0f} s, both images {time.monotonic() - based:.0f} s, {engine.line[-1]}")
     try:
         yield Images(*(opened(engine, name) for name in (BASE, "wardround-site", "wardround-coordinator")))
