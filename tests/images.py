@@ -48,11 +48,13 @@ class Engine:
     """buildah with a storage of its own in `folder`."""
 
     def __init__(self, folder: Path) -> None:
-        self.line = ["buildah", "--root", str(folder / "storage"), "--runroot", str(folder / "run")]
-        # Overlays share what images have in common; where the kernel has none, each layer is a whole copy.
-        probe = [*self.line, "--storage-driver", "overlay", "from", "scratch"]
-        works = subprocess.run(probe, capture_output=True, check=False).returncode == 0
-        self.line += ["--storage-driver", "overlay" if works else "vfs"]
+        storage = ["--root", str(folder / "storage"), "--runroot", str(folder / "run")]
+        self.line = ["buildah", *storage, "--storage-driver", "overlay"]
+
+    def works(self) -> bool:
+        """Overlays share what images have in common; buildah's other driver copies every layer whole."""
+        probe = subprocess.run([*self.line, "from", "scratch"], capture_output=True, check=False)
+        return probe.returncode == 0
 
     def __call__(self, *arguments: object) -> str:
         return run(*self.line, *arguments).strip()
@@ -81,8 +83,8 @@ class Engine:
 
 
 def pip_mounts(scratch: Path) -> dict[str, Path]:
-    """Place in a build -> what lies there: lets pip see what it is configured to see on this machine, as mirrors, wheels
-    on the disk and certificates.
+    """Place in a build -> what lies there: lets pip see what it is configured to see on this machine, as mirrors,
+    wheels on the disk and certificates.
 
     A file with the same settings, and whatever paths they name, in the same places. An index's files lie beside it.
     """

@@ -46,11 +46,13 @@ class Images:
 def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
     scratch = tmp_path_factory.mktemp("images")
     engine, mounts = Engine(scratch / "engine"), pip_mounts(scratch)
+    if not engine.works():
+        pytest.skip("no overlay file system can be mounted here")
     began = time.monotonic()
     engine.make_base(scratch / "base", mounts)
     based = time.monotonic()
     engine.build(mounts)
-    print(f"base {based - began:.0f} s, both images {time.monotonic() - based:.0f} s, {engine.line[-1]}")
+    print(f"base {based - began:.0f} s, both images {time.monotonic() - based:.0f} s")
     try:
         yield Images(*(opened(engine, name) for name in (BASE, "wardround-site", "wardround-coordinator")))
     finally:
