@@ -60,14 +60,16 @@ class Engine:
         return run(*self.line, *arguments).strip()
 
     def make_base(self, folder: Path, mounts: dict[str, Path]) -> None:
-        """Debian with its own Python 3.11 and pip, under the name of the image that the recipe builds on.
+        """Debian with its own Python 3.11, under the name of the image that the recipe builds on.
 
         Args:
+            folder: where debootstrap works, or has worked before.
             mounts: what `build` mounts has its place in the base, so that the images do not get one.
         """
-        packages = "python3-pip,python3-venv,python-is-python3,ca-certificates"
-        run("debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", folder,
-            "http://deb.debian.org/debian")  # fmt: skip
+        if not folder.exists():
+            packages = "python3-venv,python-is-python3,ca-certificates"
+            run("debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", folder,
+                "http://deb.debian.org/debian")  # fmt: skip
         for place, source in mounts.items():
             point = folder / place.lstrip("/")
             (point if source.is_dir() else point.parent).mkdir(parents=True, exist_ok=True)

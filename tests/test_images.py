@@ -44,12 +44,13 @@ class Images:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
+    """WARDROUND_BASE names a folder in which debootstrap's work is kept from one time to the next."""
     scratch = tmp_path_factory.mktemp("images")
     engine, mounts = Engine(scratch / "engine"), pip_mounts(scratch)
     if not engine.works():
         pytest.skip("no overlay file system can be mounted here")
     began = time.monotonic()
-    engine.make_base(scratch / "base", mounts)
+    engine.make_base(Path(os.environ.get("WARDROUND_BASE", scratch / "base")), mounts)
     based = time.monotonic()
     engine.build(mounts)
     print(f"base {based - began:.0f} s, both images {time.monotonic() - based:.0f} s")
