@@ -75,6 +75,8 @@ class Engine:
             (point if source.is_dir() else point.parent).mkdir(parents=True, exist_ok=True)
             if not source.is_dir():
                 point.touch()
+        if BASE in self("images", "--format", "{{.Name}}:{{.Tag}}").split():
+            return
         container = self("from", "scratch")
         self("add", container, folder, "/")
         self("commit", "--rm", container, BASE)

@@ -26,8 +26,10 @@ pytestmark = [
 SERVICES = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
 PACKAGES = "/opt/wardround/lib/python3.11/site-packages"
 CODE = {"site": {"client", "common"}, "coordinator": {"client", "common", "server"}}
-BACKUPS = {f"/etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow", "subuid", "subgid")}
-"""What `useradd` leaves."""
+LEFT_IN_ETC = {f"/etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow", "subuid", "subgid")} | {
+    "/etc/.pwd.lock", "/etc/hosts"
+}  # fmt: skip
+"""What `useradd` leaves, and the empty file over which buildah mounts the machine's own."""
 OPEN_TO_ALL = {"/tmp", "/var/tmp", "/run/lock"}
 """Folders of Debian's that everybody may write to; a read-only root takes all but /tmp away."""
 
@@ -44,13 +46,14 @@ class Images:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
-    """WARDROUND_BASE names a folder in which debootstrap's work is kept from one time to the next."""
-    scratch = tmp_path_factory.mktemp("images")
+    """WARDROUND_IMAGES names a folder where base and layers are kept from one time to the next."""
+    kept = os.environ.get("WARDROUND_IMAGES")
+    scratch = Path(kept) if kept else tmp_path_factory.mktemp("images")
     engine, mounts = Engine(scratch / "engine"), pip_mounts(scratch)
     if not engine.works():
         pytest.skip("no overlay file system can be mounted here")
     began = time.monotonic()
-    engine.make_base(Path(os.environ.get("WARDROUND_BASE", scratch / "base")), mounts)
+    engine.make_base(scratch / "base", mounts)
     based = time.monotonic()
     engine.build(mounts)
     print(f"base {based - began:.0f} s, both images {time.monotonic() - based:.0f} s")
@@ -58,7 +61,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
         yield Images(*(opened(engine, name) for name in (BASE, "wardround-site", "wardround-coordinator")))
     finally:
         engine("rm", "--all")
-        run("rm", "-rf", scratch)
+        if not kept:
+            run("rm", "-rf", scratch)
 
 
 @pytest.fixture
@@ -84,7 +88,7 @@ def test_what_is_in_an_image_is_its_base_its_user_the_dependencies_and_the_decla
     added = images.of(name).files() - images.base.files()
     ours = {path for path in added if not path.startswith(("/opt/wardround/", "/etc/"))}
     assert ours == {"/opt", "/opt/wardround", "/var/lib/wardround"} - images.base.files()
-    assert {path for path in added if path.startswith("/etc/")} <= BACKUPS
+    assert {path for path in added if path.startswith("/etc/")} <= LEFT_IN_ETC
     tracked = set(run("git", "ls-files", "--", *sorted(CODE[name])).split())
     held = {path.removeprefix(f"{PACKAGES}/") for path in added if path.startswith(PACKAGES)}
     roots = {path.split("/")[0] for path in held}
