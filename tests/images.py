@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ shift 3
 mount -t tmpfs tmpfs "$root/tmp"
 mount -t proc proc "$root/proc"
 mount --bind /dev "$root/dev"
+mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
 mount -o remount,bind,ro "$root"
 exec chroot "$root" setpriv --reuid "$user" --regid "$user" --clear-groups --bounding-set=-all --no-new-privs "$@"
 """
@@ -112,6 +114,8 @@ class Image:
 
     root: Path
     settings: dict[str, Any]
+    files: frozenset[str]
+    """Every file, link and folder in it, by its path there."""
 
     def line(self, arguments: tuple[object, ...], mounts: dict[str, tuple[Path, str]], entry: bool = True) -> list[str]:
         """Its entry point, or another command, with its environment.
@@ -136,18 +140,18 @@ class Image:
         line = self.line(arguments, mounts or {}, entry)
         return subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
 
-    def files(self) -> set[str]:
-        """Every file, link and folder in it, by its path there; not what an engine mounts over."""
-        found = set()
-        for folder, below, names in os.walk(self.root):
-            here = Path(folder)
-            if here == self.root:
-                below[:] = [name for name in below if name not in ("proc", "dev", "sys")]
-            found |= {f"/{(here / name).relative_to(self.root)}" for name in (*below, *names)}
-        return found
-
 
 def opened(engine: Engine, name: str) -> Image:
     container = engine("from", "--pull-never", name)
     settings = json.loads(engine("inspect", "--type", "image", name))["OCIv1"]["config"]
-    return Image(Path(engine("mount", container)), settings)
+    root = Path(engine("mount", container))
+    return Image(root, settings, frozenset(files_in(root)))
+
+
+def files_in(root: Path) -> Iterator[str]:
+    """What an engine mounts over is left out."""
+    for folder, below, names in os.walk(root):
+        if Path(folder) == root:
+            below[:] = [name for name in below if name not in ("proc", "dev", "sys")]
+        place = folder.removeprefix(str(root))
+        yield from (f"{place}/{name}" for name in (*below, *names))
