@@ -101,12 +101,25 @@ def approve(
 
 
 @app.command()
-def status(config: Config, state: StateFolder = None) -> None:
+def status(
+    config: Config,
+    state: StateFolder = None,
+    healthy: Annotated[bool, typer.Option("--healthy", help="Exit with 1 unless this site is connected.")] = False,
+    within: Annotated[
+        float | None, typer.Option("--within", min=1, help="With --healthy: most seconds since it answered a round.")
+    ] = None,
+) -> None:
     """Where this site stands: joined, and of each study approved, configured, training. Nothing is asked or sent."""
-    from client.standing import approval, connection, studies, work
+    from client.standing import approval, connection, health, studies, work
 
     site = site_in(config, state)
-    console.print(f"{site.name}: {connection(site)}", markup=False, soft_wrap=True)
+    if within is not None and not healthy:
+        raise UserError("--within is a limit of --healthy.", "Give both, or neither.")
+    if healthy:
+        found = health(site, within)
+        console.print(f"{site.name}: {found.told}", markup=False, soft_wrap=True)
+        raise typer.Exit(0 if found.stands else 1)
+    console.print(f"{site.name}: {connection(site).told}", markup=False, soft_wrap=True)
     for digest, name in studies(site):
         told = f"study {digest[:12]} {name}".rstrip()
         console.print(f"{told}: {approval(site, digest)}; {work(site, digest)}", markup=False, soft_wrap=True)

@@ -3,27 +3,59 @@
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from client import progress
+from client.audit import whole_lines
 from client.policy import Refusal, check_approved
+from client.replies import Trained
 from client.site import Site
 from common.lock import Held, only_one
 
 CONNECTED = b"SuperNode ID:"
 """What Flower's node writes when the coordinator has taken its key."""
+BROKEN, MENDED = b"Connection attempt failed, retrying", b"Connection successful after"
+"""And when a call does not get through, and when one does again."""
 
 
-def connection(site: Site) -> str:
+@dataclass(frozen=True)
+class Connection:
+    stands: bool
+    told: str
+
+
+def connection(site: Site) -> Connection:
     lock, log = site.state / "join.lock", site.state / "logs" / "node.log"
     if not lock.exists():
-        return "never joined from this folder"
+        return Connection(False, "never joined from this folder")
     try:
         with only_one(lock, 0.0):
-            return "not joined now"
+            return Connection(False, "not joined now")
     except Held:
-        if log.exists() and CONNECTED in log.read_bytes():
-            return "joined; the coordinator has taken this site's key (registered)"
-        return f"joining, not connected yet: see {log}"
+        said = log.read_bytes() if log.exists() else b""
+    if CONNECTED not in said:
+        return Connection(False, f"joining, not connected yet: see {log}")
+    if said.rfind(BROKEN) > max(said.rfind(MENDED), said.rfind(CONNECTED)):
+        return Connection(False, f"joined, but the coordinator is not reached now; it is tried again: see {log}")
+    return Connection(True, "joined; the coordinator has taken this site's key (registered)")
+
+
+def last_answered(site: Site) -> tuple[float, str] | None:
+    """When the last round's answer left, and which round of which run that was; None where none did."""
+    for line in reversed(whole_lines(site.state / "audit.jsonl")):
+        entry = json.loads(line)
+        if entry["kind"] == Trained.__name__:
+            return float(entry["time"]), f"round {entry['round']} of {entry['run']}"
+    return None
+
+
+def health(site: Site, within_s: float | None) -> Connection:
+    """Whether the site is connected and, where `within_s` is given, has answered a round within so many seconds."""
+    found, last = connection(site), last_answered(site)
+    ago = None if last is None else time.time() - last[0]
+    told = "no round answered yet" if last is None else f"{last[1]} answered {ago:.0f} s ago"
+    in_time = within_s is None or (ago is not None and ago <= within_s)
+    return Connection(found.stands and in_time, f"{found.told}; {told}")
 
 
 def approval(site: Site, study: str) -> str:

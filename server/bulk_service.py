@@ -1,10 +1,10 @@
 """The bulk channel's service: sites upload and download announced payloads over gRPC and TLS.
 
-    python -m server.bulk_service COORDINATOR --host H --port P [--mb-per-s N]
+    python -m server.bulk_service COORDINATOR --host H --port P [--mb-per-s N] [--round-limit-s S]
 
 `wardround serve` starts it as a process of its own. Who a site is, it proves with the key that the coordinator
 registered; what may be moved lies in the spool (`server/bulk_spool.py`). Every refusal is one gRPC status with a fixed
-sentence.
+sentence. On the same port the coordinator's health is told (`server/health.py`).
 """
 
 import argparse
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import grpc
+from grpc_health.v1 import health_pb2_grpc
 from pydantic import ValidationError
 
 from common.address import Address
@@ -38,6 +39,7 @@ from common.transfer.manifest import BadPayload
 from common.versions import versions
 from server.bulk_spool import Announced, Spool
 from server.coordinator import Coordinator, site_keys
+from server.health import Health
 from server.heartbeats import keep
 from server.run_folder import EventLog
 
@@ -216,8 +218,13 @@ class BulkService:
                 yield data
 
 
-def start(coordinator: Coordinator, address: Address, bytes_per_s: float | None = None) -> grpc.Server:
+def start(
+    coordinator: Coordinator, address: Address, bytes_per_s: float | None = None, round_limit_s: float | None = None
+) -> grpc.Server:
     """A service that listens.
+
+    Args:
+        round_limit_s: how old a run's last finished round may be before health says so.
 
     Raises:
         UserError: the port is taken.
@@ -230,6 +237,7 @@ def start(coordinator: Coordinator, address: Address, bytes_per_s: float | None 
     given = [*options(), ("grpc.so_reuseport", 0)]
     server = grpc.server(ThreadPoolExecutor(AT_ONCE), options=given, maximum_concurrent_rpcs=AT_ONCE)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    health_pb2_grpc.add_HealthServicer_to_server(Health(coordinator, round_limit_s), server)
     credentials = grpc.ssl_server_credentials([(files.server_key.read_bytes(), files.server.read_bytes())])
     try:
         server.add_secure_port(str(address), credentials)
@@ -245,10 +253,12 @@ def main() -> None:
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--mb-per-s", type=float, help="most that a site may move; no limit unless given")
+    parser.add_argument("--round-limit-s", type=float, help="see server/health.py")
     given = parser.parse_args()
     end_on_termination()
     limit = None if given.mb_per_s is None else given.mb_per_s * 1e6
-    server = start(Coordinator(given.coordinator.resolve()), Address(given.host, given.port), limit)
+    coordinator, address = Coordinator(given.coordinator.resolve()), Address(given.host, given.port)
+    server = start(coordinator, address, limit, given.round_limit_s)
     try:
         server.wait_for_termination()
     except KeyboardInterrupt:

@@ -15,6 +15,8 @@ class BulkSettings(Strict):
     """Payloads above so many million bytes take the channel, others Flower's messages."""
     mb_per_s: float | None = Field(default=None, gt=0)
     """Most that one site moves, in million bytes a second; no limit unless given."""
+    round_limit_s: float | None = Field(default=None, gt=0)
+    """How old a run's last finished round may be before health says so; see server/health.py."""
 
 
 def place(coordinator: Coordinator) -> Path:

@@ -10,6 +10,7 @@ DIR/
   bundle/       the signed bundle that runs ship, where there is one (server/review.py)
   bulk/         what the bulk channel may move, where there is one (server/bulk_spool.py)
   progress/     how far each site's local training is (server/heartbeats.py)
+  under-way/    the runs that are led from here now (server/health.py)
   logs/
 """
 
@@ -72,6 +73,10 @@ class Coordinator:
     @property
     def progress(self) -> Path:
         return self.folder / "progress"
+
+    @property
+    def under_way(self) -> Path:
+        return self.folder / "under-way"
 
     @property
     def logs(self) -> Path:

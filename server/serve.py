@@ -66,6 +66,8 @@ class Serving:
     def bulk_command(self) -> list[str]:
         assert self.bulk is not None
         limit = [] if self.bulk.mb_per_s is None else ["--mb-per-s", str(self.bulk.mb_per_s)]
+        if self.bulk.round_limit_s is not None:
+            limit += ["--round-limit-s", str(self.bulk.round_limit_s)]
         folder, host, port = str(self.coordinator.folder), self.address.host, str(self.bulk.port)
         return [sys.executable, "-m", "server.bulk_service", folder, "--host", host, "--port", port, *limit]
 

@@ -133,6 +133,12 @@ def serve(
     bulk_mb_per_s: Annotated[
         float | None, typer.Option(min=0.001, help="Most that one site moves by the channel; no limit unless given.")
     ] = None,
+    round_limit_s: Annotated[
+        float | None,
+        typer.Option(
+            min=1, help="Oldest last round that counts as healthy; twice the study's rounds.deadline_s unless given."
+        ),
+    ] = None,
 ) -> None:
     """Run a coordinator until stopped: TLS, registered sites only, a database that survives a restart."""
     from common.certificates import DailyLook
@@ -144,7 +150,9 @@ def serve(
     prepare(coordinator, address)
     bulk = None
     if bulk_port is not None:
-        bulk = BulkSettings(port=bulk_port, above_mb=bulk_above_mb, mb_per_s=bulk_mb_per_s)
+        bulk = BulkSettings(
+            port=bulk_port, above_mb=bulk_above_mb, mb_per_s=bulk_mb_per_s, round_limit_s=round_limit_s
+        )
     write_bulk_settings(coordinator, bulk)
     end_on_termination()
     console.print(f"Starting a coordinator on {address}; logs in {coordinator.logs}", soft_wrap=True)
@@ -163,6 +171,24 @@ def serve(
                 follow_keys(coordinator)
     except KeyboardInterrupt:
         console.print("stopped")
+
+
+@app.command()
+def health(folder: Folder) -> None:
+    """Ask the coordinator that `serve` runs on this machine. Exit code 0: it answers and rounds are finished in time;
+    1: they are not; 2: nothing answers. gRPC's health protocol tells the same on the bulk channel's port."""
+    from server.bulk_settings import read_bulk_settings
+    from server.health import PROCESS, ROUNDS, ask
+
+    coordinator = coordinator_in(folder)
+    settings = read_bulk_settings(coordinator)
+    if settings is None:
+        raise UserError(f"{coordinator.folder}: there is no bulk channel.", "Health needs `serve --bulk-port`.")
+    serving = {service: ask(coordinator, settings.port, service) for service in (PROCESS, ROUNDS)}
+    console.print("the coordinator answers" if serving[PROCESS] else "the coordinator is not serving")
+    console.print("no round is late" if serving[ROUNDS] else "a run's last finished round is older than its limit")
+    if not all(serving.values()):
+        raise typer.Exit(1)
 
 
 def follow_keys(coordinator: Coordinator) -> None:
@@ -213,6 +239,8 @@ def run(
     """Run a study on the coordinator that `wardround serve` started on this machine, and wait for its end."""
     from platformdirs import user_cache_path
 
+    from server.health import leading
+
     coordinator = coordinator_in(folder)
     if (study_file is None) == (resume is None):
         raise UserError(
@@ -238,7 +266,7 @@ def run(
         place = create_run(runs, study, [study.seed], ["federated"], time.time())
     console.print(f"Study {study.name}, SHA-256 {study.hash}", soft_wrap=True)
     console.print(f"{study.rounds.rounds} rounds with {', '.join(study.sites.train)}", soft_wrap=True)
-    with place.alone():
+    with place.alone(), leading(coordinator, place):
         lead(coordinator, place, model, cache or user_cache_path("wardround") / "models")
 
 

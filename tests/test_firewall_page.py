@@ -14,8 +14,9 @@ from server.serve_cli import serve
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "firewall.md").read_text()
-SITE = (ROOT / "docker" / "Dockerfile.site").read_text()
-COORDINATOR = (ROOT / "docker" / "Dockerfile.coordinator").read_text()
+RECIPE = (ROOT / "docker" / "Dockerfile").read_text()
+STAGES = dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM|\Z)", RECIPE, re.M | re.S))
+SITE, COORDINATOR = (STAGES["runtime"] + STAGES[image] for image in ("site", "coordinator"))
 SERVICES = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
 SITES = [service for service in SERVICES.values() if service["image"] == "wardround-site"]
 
@@ -24,11 +25,6 @@ def rows(head: str) -> list[list[str]]:
     """Cells of the table under this head, without code marks."""
     lines = PAGE[PAGE.index(f"| {head} |") :].partition("\n\n")[0].splitlines()
     return [[cell.strip().replace("`", "") for cell in line.strip("|").split("|")] for line in lines[2:]]
-
-
-def final(recipe: str) -> str:
-    """The stage that becomes the image."""
-    return recipe[recipe.rindex("\nFROM") :]
 
 
 def test_the_ports_are_the_defaults_and_the_guides() -> None:
@@ -52,24 +48,24 @@ def test_nothing_of_a_site_listens_further_than_loopback(tmp_path: Path) -> None
 
 
 def test_the_image_holds_what_the_page_says() -> None:
-    copied = re.findall(r"^COPY (?!--from)(.+)$", SITE, re.MULTILINE)
+    copied = re.findall(r"^COPY (?!--from)(.+)$", STAGES["site-code"], re.MULTILINE)
     packages = {line.split()[0] for line in copied if (ROOT / line.split()[0] / "__init__.py").exists()}
-    assert {row[0] for row in rows("in it | what")} == packages | {"constraints.txt"}
-    assert "-c constraints.txt" in SITE
-    assert f"ARG BASE={re.findall(r'on `(.+)`:', PAGE)[0]}\n" in SITE
+    assert {row[0] for row in rows("in it | what")} == packages | {"constraints.txt", "/opt/wardround/sbom"}
+    assert "-c constraints.txt" in SITE and "/bill ./sbom\n" in SITE
+    assert f"ARG BASE={re.findall(r'on `(.+)`:', PAGE)[0]}\n" in RECIPE
 
 
 @pytest.mark.parametrize("recipe", [SITE, COORDINATOR])
 def test_the_switches_are_set_in_the_image_and_again_by_the_code(recipe: str) -> None:
     told = {row[0]: row[1] for row in rows("variable | value | effect")}
-    assert {name: value for name, value in re.findall(r"(\w+)=(\w+)", final(recipe)) if name in told} == told
+    assert {name: value for name, value in re.findall(r"(\w+)=(\w+)", recipe) if name in told} == told
     assert set(FLOWER_ENVIRONMENT.items()) <= set(told.items())
 
 
 def test_users_and_mounts() -> None:
     runs = {row[0]: row for row in rows("image | command | user | may write")}
     for image, recipe in (("wardround-site", SITE), ("wardround-coordinator", COORDINATOR)):
-        assert re.findall(r"^USER (.+)$", final(recipe), re.MULTILINE) == [runs[image][2]]
+        assert re.findall(r"^USER (.+)$", recipe, re.MULTILINE) == [runs[image][2]]
         assert runs[image][3].split(", ") == [*re.findall(r'^VOLUME \["(.+)"\]$', recipe, re.MULTILINE), "/tmp"]
     mounts = {row[0]: row[2] for row in rows("in the container | what | access")}
     for service in SITES:
