@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def write(path: Path, fill: Callable[[Path], object]) -> None:
-    """Let `fill` write a file beside `path`, then give it its name. What did not fit on the disk is taken away again."""
+    """Let `fill` write a file beside `path`, then give it its name. What did not fit is taken away again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
