@@ -56,6 +56,8 @@ def test_a_database_that_is_locked_and_a_machine_that_is_gone(consortium: Watche
         time.sleep(LOCKED_S)
         other.execute("ROLLBACK")
     assert "database is locked" in (consortium.coordinator.logs / "superlink.log").read_text()
+    for site in SITES:
+        consortium.wait_for("the coordinator failed to answer", site)
     consortium.wait_online()
     until(lambda: goes_on(run) or run.events("round_finished"), "the first round, or the run's end")
 
