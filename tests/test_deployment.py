@@ -1,6 +1,5 @@
 """A coordinator and two hospitals, each a process of its own, by the commands that their operators type."""
 
-import os
 import shutil
 import subprocess
 import time
@@ -104,20 +103,6 @@ def test_a_site_whose_key_is_not_registered_is_refused(consortium: Consortium) -
     assert outcome.returncode == 2
     assert "the coordinator refused this site" in outcome.stderr
     assert set(site_states(consortium.coordinator)) == set(SITES)
-
-
-def test_a_site_with_another_flower_does_not_join(consortium: Consortium, tmp_path: Path) -> None:
-    """Its node would be let in: the SuperLink lets each pass. Its version is what its metadata say."""
-    about = tmp_path / "flwr-1.40.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: flwr\nVersion: 1.40.0\n")
-    line = consortium.join_line(SITES[0], Path(SITES[0]) / "site.key", "--attempts", "1")
-    line[line.index("--state") + 1] = str(tmp_path / "another-machine")
-    outcome = subprocess.run(line, cwd=consortium.folder, env={**os.environ, "PYTHONPATH": str(tmp_path)},
-                             capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
-    assert outcome.returncode == 2 and "flwr 1.40.0 (there 1.41.0)" in outcome.stderr, outcome.stderr
-    checked = list(read_events(consortium.coordinator.logs / "bulk.jsonl"))[-1]
-    assert (checked["event"], checked["site"], checked["versions"]["flwr"]) == ("site_checked", SITES[0], "1.40.0")
 
 
 def test_a_study_with_an_absent_site_does_not_start(consortium: Consortium) -> None:
