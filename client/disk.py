@@ -6,13 +6,16 @@ from pathlib import Path
 
 
 def write(path: Path, fill: Callable[[Path], object]) -> None:
-    """Let `fill` write a file beside `path`, then give it its name."""
+    """Let `fill` write a file beside `path`, then give it its name. What did not fit is taken away again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    fill(part)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        fill(part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_private(path: Path, content: bytes) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import polars as pl
@@ -45,6 +46,7 @@ from client.sense import check_beat, check_kind, check_masked, check_repeats, ch
 from common.bulk.beat import Beat
 from common.bulk.check import Greeting
 from common.bulk.opening import ChannelRefused
+from common.disk import no_room
 from common.errors import UserError
 from common.transfer.records import (
     MODEL_MISSING,
@@ -75,6 +77,7 @@ REFUSALS = {
     policy.APPROVAL_ENDED: "this site's approval of the study has ended",
     policy.TOO_MANY_ANSWERS: "this site has given as many different answers to the round as it gives",
     policy.LOG_CLOSED: "this site cannot write its audit log, and nothing leaves without",
+    policy.DISK_FULL: "this site's disk is full",
     policy.RUN_REMOVED: "this site has removed the run's state: start the study as a new run",
     MODEL_MISSING: "this site has no model that the message's could be made from",
     PAYLOAD_MISSING: "this site has no such update that may leave",
@@ -169,7 +172,7 @@ def detail(reply: Reply, door: Door) -> str:
     """What the audit log says beside the digest."""
     match reply:
         case Configured():
-            return f"codebook {reply.codebook}"
+            return f"codebook {reply.codebook}{f'; {reply.changed}' if reply.changed else ''}"
         case Learned(epsilon=epsilon):
             spent = "" if epsilon is None else f"epsilon {epsilon:.4f} after it, "
             return f"{spent}update {reply.manifest.sha256} withheld"
@@ -298,10 +301,13 @@ def answer(door: Door, asked: Asked, message: Message, work: Callable[[], Reply]
     """Do the work behind a message and let its outcome through the door."""
     try:
         return outcome(door, asked, message, work)
-    except OSError:
-        # The logs cannot be written. The text, which has paths, stays in this process's own output.
-        traceback.print_exc(file=sys.stderr)
-        return Message(Error(policy.LOG_CLOSED, REFUSALS[policy.LOG_CLOSED]), reply_to=message)
+    except OSError as error:
+        # The logs cannot be written. The text, which has paths, stays in this process's own output, which a node keeps
+        # in a file that may be on the same disk.
+        with suppress(OSError):
+            traceback.print_exc(file=sys.stderr)
+        code = policy.DISK_FULL if no_room(error) else policy.LOG_CLOSED
+        return Message(Error(code, REFUSALS[code]), reply_to=message)
 
 
 def outcome(door: Door, asked: Asked, message: Message, work: Callable[[], Reply]) -> Message:
@@ -323,6 +329,6 @@ def outcome(door: Door, asked: Asked, message: Message, work: Callable[[], Reply
     except UserError:
         keep_traceback(door)
         return refuse(door, asked, Refusal(policy.SITE_CONFIGURATION), message)
-    except (Exception, SystemExit):
+    except (Exception, SystemExit) as error:
         keep_traceback(door)
-        return refuse(door, asked, Refusal(policy.INTERNAL), message)
+        return refuse(door, asked, Refusal(policy.DISK_FULL if no_room(error) else policy.INTERNAL), message)

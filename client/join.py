@@ -50,6 +50,9 @@ without a code."""
 DEAF = b"SSL/TLS handshake error detected."
 """What a node writes when a connection ends while TLS begins, as it does where something between the two takes
 connections for a coordinator that is away. It lives on, without its heartbeat, and is offline for good."""
+LEFT = re.compile(rb"(?:ERROR\W*(?:\[0m)?\W*|httpx\.HTTPStatusError: )Server error '5")
+"""What a node writes when the coordinator fails to answer a call, as it does where its database is locked. The process
+lives on, but asks for no message any more, or is without its heartbeat."""
 WRONG_CLOCK = (
     "the node ended by itself, as it does when the coordinator refuses the signature of a call: this machine's clock "
     "may be 5 seconds before the coordinator's and 5 minutes behind it, not more"
@@ -180,8 +183,9 @@ class Node:
             child.stop()
 
     def wait(self, meanwhile: Callable[[], None]) -> None:
-        """Return when one of the two has ended or the node is deaf; `meanwhile` is called again and again."""
-        while all(child.running for child in self.children) and not self.deaf():
+        """Return when one of the two has ended, or the node lives on for nothing; `meanwhile` is called again and
+        again."""
+        while all(child.running for child in self.children) and not (self.deaf() or self.left()):
             meanwhile()
             time.sleep(0.2)
 
@@ -197,6 +201,9 @@ class Node:
     def deaf(self) -> bool:
         return DEAF in self.log.read_bytes()[-4000:]
 
+    def left(self) -> bool:
+        return LEFT.search(self.log.read_bytes()[-4000:]) is not None
+
     def signature_refused(self) -> bool:
         return self.exit_code() is None and not self.deaf() and UNASKED in self.log.read_bytes()[-4000:]
 
@@ -205,6 +212,8 @@ class Node:
         code = self.exit_code()
         if self.deaf():
             return "the line broke while a connection was made, and Flower's node does not get over that"
+        if self.left():
+            return "the coordinator failed to answer, and Flower's node does not get over that"
         if self.signature_refused():
             return WRONG_CLOCK
         if code in REASONS:

@@ -141,7 +141,7 @@ def join(
 ) -> None:
     """Take part: connect to the coordinator, outbound only, and stay connected until stopped."""
     from client.join import join as stay
-    from client.refused import why
+    from client.refused import check_versions, why
     from common.processes import end_on_termination
 
     site = site_in(config, state)
@@ -155,6 +155,7 @@ def join(
         console.print(line, markup=False, soft_wrap=True)
 
     try:
+        check_versions(joining, site, say)
         stay(joining, say, partial(why, joining, site), attempts)
     except KeyboardInterrupt:
         console.print(f"{site.name}: left")

@@ -37,6 +37,9 @@ class Configured:
     """Hash of the codebook behind the questions, for the audit log. Does not leave."""
     private: bool
     """The study has patient-level privacy: then the counts do not leave. Does not leave."""
+    changed: str = ""
+    """What is to be known of a registry that has changed since the questions were built, for the audit log. Does not
+    leave."""
 
 
 @dataclass(frozen=True)

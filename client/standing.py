@@ -4,11 +4,13 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from client import progress
 from client.audit import whole_lines
 from client.policy import Refusal, check_approved
 from client.replies import Trained
+from client.same_registry import said_of
 from client.site import Site
 from common.lock import Held, only_one
 
@@ -69,10 +71,16 @@ def approval(site: Site, study: str) -> str:
 
 
 def work(site: Site, study: str) -> str:
-    """The last steps of the study that were noted, in any of its runs."""
+    """The last steps of the study that were noted, in any of its runs, and whether the registry has changed since its
+    questions were built."""
     folder = site.state / "studies" / study
     if not (folder / "study.json").exists():
         return "not configured"
+    changed = said_of(folder)
+    return f"{steps(folder)}; {changed}" if changed else steps(folder)
+
+
+def steps(folder: Path) -> str:
     noted = [found for run in folder.glob("runs/*") if (found := progress.read(run)) is not None]
     if not noted:
         return "configured, no step taken"

@@ -3,9 +3,10 @@
 Everything lasting is under the site's folder, since a new process may answer each message:
 
     models/SHA256/                     model folders that the coordinator sent
-    studies/HASH/study.json            the study and where its model is
+    studies/HASH/study.json            the study, where its model is, and what its questions were built from
     studies/HASH/codebook.toml         the codebook behind the questions
     studies/HASH/{train,validation}.parquet
+    studies/HASH/changed               see same_registry.py
     studies/HASH/pass_rates.parquet    of the base model, where the study drops questions by them
     studies/HASH/runs/RUN/             optimiser state, what is left over, last.json: the last answer to `train`;
                                        progress.json, how far the local steps are;
@@ -18,6 +19,7 @@ Everything lasting is under the site's folder, since a new process may answer ea
 
 import json
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -43,6 +45,7 @@ from client.policy import (
 )
 from client.progress import note
 from client.replies import Configured, Evaluated, Learned, Trained
+from client.same_registry import changed_since
 from client.secure_sum import WITHHELD, forget, identities
 from client.site import Site
 from common.errors import UserError
@@ -58,6 +61,7 @@ from common.models.policy import Policy, load_policy, load_trainable, trainable_
 from common.questions.codebook import Codebook
 from common.questions.codebook_file import to_toml
 from common.questions.curriculum import worth_asking
+from common.registry.stored import digest as registry_digest
 from common.registry.stored import stored_registry
 from common.secure_sum import check_weight
 from common.study import Study
@@ -132,6 +136,9 @@ class SiteStudy:
     def configure(self, model: Path | None, codebook: Codebook | None) -> Configured:
         """Build the questions once and note where the model is; doing it again changes nothing.
 
+        A registry that has changed since does not change the questions either, so that a run goes on with those that
+        it began with; the site's audit log and its status say so.
+
         Args:
             model: the folder that the coordinator sent; None where the site has its own.
             codebook: the one that all sites share; None where each has its own.
@@ -147,25 +154,29 @@ class SiteStudy:
             identities(self.site, self.study)
         base = self.study.model.base
         place = str(model) if model is not None else self.site.settings.models.get(base, base)
-        about = self.folder / "study.json"
-        if not about.exists():
+        about, changed = self.folder / "study.json", ""
+        if about.exists():
+            entry = json.loads(about.read_text())
+            changed = changed_since(self.site, self.folder, entry["registry"], entry["built"])
+        else:
             with stored_registry(self.site.registry, self.folder) as registry:
                 questions = site_questions(registry, self.study, codebook)
+                built_from = registry_digest(registry)
             train = self.worth_asking(questions.train, place)
             write(self.folder / "train.parquet", train.write_parquet)
             write(self.folder / "validation.parquet", questions.validation.write_parquet)
             text = to_toml(questions.codebook)
             write(self.folder / "codebook.toml", lambda part: part.write_text(text, encoding="utf-8"))
             patients, digest = train["patient"].n_unique(), questions.codebook.hash
-            entry = {"study": self.study.canonical(), "patients": patients, "model": place, "codebook": digest}
+            entry = {"study": self.study.canonical(), "patients": patients, "model": place, "codebook": digest,
+                     "registry": built_from, "built": f"{datetime.now(UTC):%Y-%m-%d}"}  # fmt: skip
             write(about, lambda part: part.write_text(json.dumps(entry)))
-        entry = json.loads(about.read_text())
         if codebook is not None and entry["codebook"] != codebook.hash:
             raise Refusal(BAD_CODEBOOK)
         private, asked = self.study.privacy is not None, self.questions("train").height
         if self.study.secure_sum is not None:
             check_weight(self.study, {"patients": entry["patients"], "questions": asked})
-        return Configured(entry["patients"], asked, entry["codebook"], private)
+        return Configured(entry["patients"], asked, entry["codebook"], private, changed)
 
     def check_codebook(self, codebook: Codebook | None) -> None:
         """The approved study says whether sites share a codebook, and which, where it is a file.

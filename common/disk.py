@@ -14,14 +14,26 @@ from common.errors import UserError
 
 FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 """What a user can put right: no room, no right, a file where a folder should be."""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
+def error_number(error: BaseException) -> int | None:
+    """The system's; polars and safetensors hand it on in their errors' text."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = RUST_ERROR.search(str(error)) if isinstance(error, (SafetensorError, PolarsError)) else None
+    return int(found[1]) if found else None
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether a disk, or what this user may have of it, is full."""
+    return error_number(error) in NO_ROOM
+
+
 def disk_fault(error: Exception) -> str | None:
-    """The system's word for one of `FAULTS`, or None; polars and safetensors hand it on in their errors' text."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number is None and (found := RUST_ERROR.search(str(error))):
-        number = int(found[1])
+    """The system's word for one of `FAULTS`, or None."""
+    number = error_number(error)
     return os.strerror(number) if number in FAULTS else None
 
 

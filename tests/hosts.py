@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import subprocess
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from enum import Enum, auto
 
 import pytest
 
@@ -23,6 +25,15 @@ def allowed() -> bool:
     return subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False).returncode == 0
 
 
+class Way(Enum):
+    """What a cut link no longer carries."""
+
+    UP = auto()
+    """From the host to the coordinator."""
+    DOWN = auto()
+    BOTH = auto()
+
+
 needs_hosts = pytest.mark.skipif(not allowed(), reason="network namespaces need root, its rights, and iproute2")
 
 
@@ -35,6 +46,7 @@ class Host:
 
     def __init__(self, number: int, stack: ExitStack) -> None:
         self.name, self.outer, self.inner = f"wardround{number}", f"wr-out{number}", f"wr-in{number}"
+        self.mbit_per_s: float | None = None
         call("ip", "netns", "add", self.name)
         stack.callback(call, "ip", "netns", "delete", self.name)  # with the host go its link's two ends
         call("ip", "link", "add", self.outer, "type", "veth", "peer", "name", self.inner, "netns", self.name)
@@ -49,9 +61,33 @@ class Host:
 
     def slow(self, mbit_per_s: float) -> None:
         """Both directions: packets wait up to 50 ms for the line, and are dropped beyond that."""
-        given = ("root", "tbf", "rate", f"{mbit_per_s}mbit", "burst", "16kb", "latency", "50ms")
-        call("tc", "qdisc", "add", "dev", self.outer, *given)
-        call(*self.line("tc", "qdisc", "add", "dev", self.inner, *given))
+        for way in (Way.UP, Way.DOWN):
+            self.queue(way, "rate", f"{mbit_per_s}mbit", "burst", "16kb", "latency", "50ms")
+        self.mbit_per_s = mbit_per_s
+
+    def queue(self, way: Way, *bucket: str) -> None:
+        """Let packets of one direction pass a token bucket; without one they pass as they come."""
+        given = ("replace", "tbf", *bucket) if bucket else ("delete",)
+        device = self.inner if way is Way.UP else self.outer
+        line = ("tc", "qdisc", given[0], "dev", device, "root", *given[1:])
+        call(*(self.line(*line) if way is Way.UP else line))
+
+    @contextmanager
+    def cut(self, way: Way) -> Iterator[None]:
+        """The link carries nothing: as a cable that is pulled out, or packets of one direction are dropped."""
+        if way is Way.BOTH:
+            call("ip", "link", "set", self.outer, "down")
+        else:
+            self.queue(way, "rate", "8bit", "burst", "1", "limit", "1")
+        try:
+            yield
+        finally:
+            if way is Way.BOTH:
+                call("ip", "link", "set", self.outer, "up")
+            elif self.mbit_per_s is None:
+                self.queue(way)
+            else:
+                self.slow(self.mbit_per_s)
 
     def dropped(self) -> int:
         """Packets that a slow line has dropped on their way to the host."""

@@ -91,6 +91,13 @@ class Proxied(Consortium):
 
     def serve(self) -> Process:
         served, certificates = super().serve(), self.coordinator.certificates
-        nginx = start_proxy(self.folder / "proxy", self.proxy, certificates, self.port, self.bulk_port)
-        self.stack.enter_context(nginx)
+        self.nginx = start_proxy(self.folder / "proxy", self.proxy, certificates, self.port, self.bulk_port)
+        self.stack.callback(lambda: self.nginx.stop())
         return served
+
+    def restart_proxy(self, away_s: float) -> None:
+        """Kill it, with all connections through it, and start it again after so long."""
+        self.nginx.stop(0.0)
+        time.sleep(away_s)
+        settings = self.folder / "proxy" / "nginx.conf"
+        self.nginx = start_nginx(settings, self.proxy, self.coordinator.certificates.ca)

@@ -6,6 +6,8 @@ memory. Then batch by batch into typed Parquet files, each with the rows of pati
 order, so that each part can be sorted by itself.
 """
 
+import hashlib
+import json
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -90,6 +92,17 @@ def store(config: RegistryConfig, folder: Path, rows: int = ROWS, patients: int 
     files = divide(typed, everyone[patients::patients], about.frame.schema, folder)
     text.unlink()
     return StoredRegistry(about, everyone, files)
+
+
+def digest(registry: StoredRegistry) -> str:
+    """SHA-256 of all that questions are built from: the rows, and how the site declares them. The order in which the
+    source has the patients is no part of it."""
+    about = registry.about
+    declared = [part.model_dump(mode="json", exclude_defaults=True) for part in (*about.features, *about.outcomes)]
+    total = hashlib.sha256(json.dumps([declared, about.times, sorted(about.sides.items())]).encode())
+    for part in registry.parts():
+        total.update(part.frame.write_csv().encode())
+    return total.hexdigest()
 
 
 def batches(text: Path, rows: int) -> Iterator[pl.DataFrame]:

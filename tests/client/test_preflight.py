@@ -2,7 +2,10 @@
 which alone of it says the time."""
 
 import json
+import os
 import ssl
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -187,6 +190,22 @@ def test_other_versions_are_named_and_flowers_own_stops(monkeypatch: pytest.Monk
     assert isinstance(other, Finding) and not other.stops and "(there 1.0)" in other.said
     flower = preflight.of_versions({**there, "flwr": "1.0"})
     assert isinstance(flower, Finding) and flower.stops
+
+
+def test_a_site_with_another_flower_does_not_join(ends: Ends, tmp_path: Path) -> None:
+    """Its version is what its installation's metadata say. Flower's SuperLink lets nodes of any version in."""
+    about = tmp_path / "flwr-1.40.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: flwr\nVersion: 1.40.0\n")
+    joining = ends.joining
+    line = [sys.executable, "-m", "client.cli", "join", joining.config, "--coordinator", joining.coordinator,
+            "--bulk", joining.bulk, "--ca", joining.ca, "--key", joining.key, "--state", joining.state]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    told = subprocess.run([str(part) for part in line], env=environment, capture_output=True, text=True, timeout=120,
+                          check=False)  # fmt: skip
+    assert told.returncode == 2 and "flwr 1.40.0 (there 1.41.0)" in told.stderr, told.stderr
+    seen = list(map(json.loads, (ends.coordinator.logs / "bulk.jsonl").read_text().splitlines()))[-1]
+    assert (seen["event"], seen["versions"]["flwr"]) == ("site_checked", "1.40.0")
 
 
 def of_machine(ends: Ends, study: Study, line: Line | None = None) -> dict[str, Finding]:
