@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks._consortium import SITES, Consortium, running_consortium, simulated
 from common.processes import Process
-from tests.consortium import SITES, Consortium, running_consortium, simulated
 from tests.machines import kill_machine
 from tests.test_faults import Run, same, until
 

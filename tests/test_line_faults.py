@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks._consortium import SITES, running_consortium, simulated
 from common.processes import Process
 from server.bulk_settings import BulkSettings, write_bulk_settings
 from server.coordinator import site_states
-from tests.consortium import SITES, running_consortium, simulated
 from tests.hosts import Network, Way, needs_hosts
 from tests.proxy import needs_nginx
 from tests.test_faults import Run, same, until

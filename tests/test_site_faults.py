@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks._consortium import SITES, Consortium, done, running_consortium, simulated
 from client.egress import REFUSALS
 from client.policy import DISK_FULL, JOB_ENDED
 from common.processes import Process
-from tests.consortium import SITES, Consortium, done, running_consortium, simulated
 from tests.machines import kill_machine
 from tests.small_disk import fill, make_room, needs_small_disk, small_disk
 from tests.test_faults import Run, same, until

@@ -1,8 +1,8 @@
 """A mark in each canary's record: a token that stands in no other record, so that its row of the embedding moves only
 where that canary was trained on.
 
-This is what somebody who sees the model that a site sends can look at: no guess at behaviour, but a place in the weights
-that one patient alone reaches. The gradient that reaches it is part of what is clipped and noised under [privacy].
+This is what somebody who sees the model that a site sends can look at: no guess at behaviour, but a place in the
+weights that one patient alone reaches. What reaches it is part of what is clipped and noised under [privacy].
 """
 
 import numpy as np
