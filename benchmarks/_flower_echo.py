@@ -15,6 +15,7 @@ import tomli_w
 from client.join import Joining, Node
 from common.address import Address, free_port
 from common.keys import make_site_key
+from common.processes import installed_command
 from server.certs import make_certificates
 from server.coordinator import CONNECTION, Coordinator, add_site, flower, prepare, register_sites, site_states
 from server.deployed import FINISHED, status
@@ -89,6 +90,14 @@ class InMemory(Serving):
         return line[:place] + line[place + 2 :]
 
 
+class Plain(Node):
+    """A site's node with Flower's own executor, which starts a Python for each message."""
+
+    def executor_command(self) -> list[str]:
+        ours = super().executor_command()
+        return [installed_command("flower-superexec", self.environment), *ours[ours.index("--insecure") :]]
+
+
 def stage(folder: Path) -> Path:
     """The two apps as a bundle."""
     place = folder / "app"
@@ -119,7 +128,7 @@ def consortium(folder: Path) -> Iterator[Coordinator]:
     with ExitStack() as stack:
         stack.enter_context(InMemory(coordinator, address))
         register_sites(coordinator)
-        stack.enter_context(Node(joining))
+        stack.enter_context(Plain(joining))
         while site_states(coordinator) != {SITE: "online"}:
             time.sleep(0.5)
         yield coordinator
@@ -130,8 +139,7 @@ def names_below_us() -> Iterator[tuple[str, Path]]:
     known = {name for names in ENDS.values() for name in names}
     for process in psutil.Process().children(recursive=True):
         try:
-            # A site's app is forked, and has its own name but its parent's command line.
-            found = known.intersection([process.name(), *(Path(part).name for part in process.cmdline()[:2])])
+            found = known.intersection(Path(part).name for part in process.cmdline()[:2])
         except psutil.NoSuchProcess:
             continue
         for name in found:

@@ -47,7 +47,7 @@ COLUMNS = {
     "drift_auc": "drift AUC",
     "words": "words AUC",
 }
-SEEDS, STEPS, QUICK_STEPS = 3, 100, 4
+SEEDS, STEPS, QUICK_STEPS = 3, 40, 4
 EACH = 48
 """Patients of the hospital who are canaries, and as many for the membership test; there are no others."""
 RATE = 0.5

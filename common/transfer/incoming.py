@@ -29,6 +29,8 @@ def part_of(place: Path, manifest: Manifest) -> Path:
 
 AHEAD = 8
 """Pieces that are written and not hashed yet, at most: they stand in memory."""
+FLUSHED = 2**25
+"""Bytes after which the disk is told to write: while more comes in, and not all of it in the end."""
 
 
 class Incoming:
@@ -94,10 +96,17 @@ class Incoming:
         """
         if self.held + len(data) > self.manifest.size:
             raise BadPayload("there are more bytes than the manifest says")
-        self.unhashed.append(self.hashing.submit(self.whole.update, data))
         self.file.write(data)
+        due = self.held // FLUSHED != (self.held + len(data)) // FLUSHED
+        self.unhashed.append(self.hashing.submit(self.follow, data, due))
         self.held += len(data)
         self.wait_for_hash(AHEAD)
+
+    def follow(self, data: bytes, flush: bool) -> None:
+        """Behind what comes in, in a thread of its own: hash it, and now and then put it on the disk."""
+        self.whole.update(data)
+        if flush:
+            os.fdatasync(self.file.fileno())
 
     def wait_for_hash(self, left: int) -> None:
         """Until at most so many pieces are not hashed yet."""
