@@ -7,15 +7,21 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from enum import Enum, auto
+from pathlib import Path
 
 import pytest
+
+from common.lock import only_one
 
 GATEWAY = "10.213.77.1"
 """The coordinator's address on the bridge."""
 BRIDGE = "wardround0"
+LONGEST_S = 1200.0
+"""How long the tests of another file may keep the network."""
 
 
 def allowed() -> bool:
@@ -101,10 +107,14 @@ class Host:
 
 
 class Network:
-    """So many hosts. Use as a context manager; afterwards nothing of it is left."""
+    """So many hosts. Use as a context manager; afterwards nothing of it is left.
+
+    There is one on this machine at a time, since its names and addresses are: a second one waits.
+    """
 
     def __init__(self, count: int) -> None:
         with ExitStack() as building:
+            building.enter_context(only_one(Path(tempfile.gettempdir()) / "wardround-hosts.lock", LONGEST_S))
             call("ip", "link", "add", BRIDGE, "type", "bridge")
             building.callback(call, "ip", "link", "delete", BRIDGE)
             call("ip", "address", "add", f"{GATEWAY}/24", "dev", BRIDGE)
