@@ -24,6 +24,7 @@ from common.errors import UserError
 from common.keys import fingerprint, read_private_key
 from common.study import Study
 from common.versions import versions
+from common.way_out import dial, proxy_to, shown
 
 SAME_NUMBERS = "Install what constraints.txt of the coordinator's version says: other versions may round otherwise."
 
@@ -78,18 +79,22 @@ def of_coordinator(address: Address, joining: Joining) -> Finding:
         )
     took = 1000 * (time.monotonic() - began)
     found = of_certificate(validity_of(f"the certificate of {address}", certificate))
-    return Finding("coordinator", f"{address} answers in {took:.0f} ms; {found.said}", found.remedy, found.stops)
+    proxy = proxy_to(address.host)
+    way = f" through the proxy {shown(proxy)}" if proxy is not None else ""
+    return Finding("coordinator", f"{address} answers in {took:.0f} ms{way}; {found.said}", found.remedy, found.stops)
 
 
 def clock_skew(address: Address, joining: Joining) -> float | None:
     """Seconds by which this clock is ahead of the coordinator's, to about one; None where it does not say its time.
 
     Raises:
-        UserError: it does not answer.
+        UserError: it does not answer, or the proxy on the way out refuses.
     """
     context = ssl.create_default_context(cafile=str(joining.ca))
-    connection = http.client.HTTPSConnection(address.host, address.port, timeout=10, context=context)
+    connection = http.client.HTTPConnection(address.host, address.port)
     try:
+        plain = dial(address.host, address.port, 10.0)
+        connection.sock = context.wrap_socket(plain, server_hostname=address.host)
         sent = time.time()
         connection.request("HEAD", "/")
         date, came = connection.getresponse().getheader("Date"), time.time()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
+from common.way_out import dial
 
 REMEDIES = {
     9: "Set this machine's clock; where it is right, the coordinator's certificate is for later.",
@@ -45,14 +46,15 @@ def server_certificate(address: Address, ca: Path) -> bytes | None:
     """The certificate (DER) of the server at `address`, which `ca` signed for this host; None where nobody answers.
 
     Raises:
-        UserError: a server answers there with another certificate, or with one that does not hold now.
+        UserError: a server answers there with another certificate, or with one that does not hold now; or the proxy on
+            the way out refuses.
     """
     try:
         context = ssl.create_default_context(cafile=str(ca))
     except (OSError, ssl.SSLError):
         raise UserError(f"{ca}: not a certificate file.", "Give the coordinator's ca.pem.") from None
     try:
-        with socket.create_connection((address.host, address.port), timeout=5) as connection:
+        with dial(address.host, address.port, 5.0) as connection:
             with context.wrap_socket(connection, server_hostname=address.host) as secured:
                 return secured.getpeercert(binary_form=True)
     except ssl.SSLCertVerificationError as error:

@@ -10,6 +10,10 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
+import httpx
+from flwr.proto.control_pb2 import ListNodesRequest
+from flwr.supercore.control import ControlHttpClient
+
 from common.address import Address, answers
 from common.errors import UserError
 from common.processes import Process, flower_environment, installed_command
@@ -19,13 +23,18 @@ from server.hub import running_hub
 
 START_S = 180.0
 """How long the SuperLink may take to answer: it imports for about 5 s where nothing else runs."""
+ASK_S, CALL_S = 20.0, 20.0
+"""Between two questions to the SuperLink that need its database, and what an answer may take."""
+SILENT_S = 90.0
+"""A SuperLink that lives and has answered none of them for so long is started again."""
 
 
 class Serving:
     """A running coordinator: SuperLink, executor and, where its folder says so, the bulk channel. Use as a context
     manager.
 
-    A SuperLink that ends is started again on its database; so are the others (`watch`).
+    A SuperLink that ends, or lives and answers nothing, is started again on its database; the others where they end
+    (`watch`).
     """
 
     def __init__(self, coordinator: Coordinator, address: Address, simulation: bool = False) -> None:
@@ -36,6 +45,8 @@ class Serving:
         self.bulk = read_bulk_settings(coordinator)
         self.environment = flower_environment(coordinator.flower)
         self.children: dict[str, Process] = {}
+        self.asked = self.heard = 0.0
+        """When the SuperLink was last asked, and when it last answered or was started (monotonic clock)."""
         self.stack = ExitStack()
 
     def superlink_command(self) -> list[str]:
@@ -87,6 +98,8 @@ class Serving:
             raise UserError(f"{self.address}: a coordinator is already running here.", "Stop it or choose --port.")
         self.environment["FLWR_SUPERGRID_API_URL"] = self.stack.enter_context(running_hub(self.coordinator))
         self.start_listening("superlink", self.superlink_command(), self.address)
+        here, ca = f"https://{self.address.from_here}", str(self.coordinator.certificates.ca)
+        self.control, self.heard = ControlHttpClient(here, verify=ca, timeout=CALL_S), time.monotonic()
         if self.bulk is not None:
             self.start_listening("bulk", self.bulk_command(), Address(self.address.host, self.bulk.port))
         self.start_child("executor", self.executor_command())
@@ -100,18 +113,40 @@ class Serving:
                 raise UserError(f"The {name} did not start.", f"See {self.children[name].log}.")
             time.sleep(0.2)
 
+    def answered(self) -> bool:
+        """Whether the SuperLink answers what it has to look up. A process can live and fail in that: its database is
+        locked, or all its threads wait for something."""
+        try:
+            self.control.ListNodes(ListNodesRequest())
+        except httpx.HTTPError:
+            return False
+        return True
+
+    def silent(self) -> bool:
+        """Whether the SuperLink has not answered for too long. Asks it now and then."""
+        now = time.monotonic()
+        if now - self.asked > ASK_S:
+            self.asked = now
+            if self.answered():
+                self.heard = time.monotonic()
+        return time.monotonic() - self.heard > SILENT_S
+
     def watch(self) -> list[str]:
-        """Start again what has ended; returns the names of those."""
+        """Start again what has ended or is silent; returns what happened to each, for an operator."""
         lines: dict[str, Callable[[], list[str]]] = {
             "superlink": self.superlink_command,
             "executor": self.executor_command,
             "bulk": self.bulk_command,
         }
-        ended = [name for name, child in self.children.items() if not child.running]
-        for name in ended:
+        fallen = {name: "ended" for name, child in self.children.items() if not child.running}
+        if "superlink" not in fallen and self.silent():
+            fallen["superlink"] = f"answered nothing for {SILENT_S:.0f} s"
+        for name in fallen:
             self.children[name].stop()
             self.start_child(name, lines[name]())
-        return ended
+        if "superlink" in fallen:
+            self.heard = time.monotonic()
+        return [f"the {name} {what}" for name, what in fallen.items()]
 
     def stop(self) -> None:
         for name in ("executor", "bulk", "superlink"):

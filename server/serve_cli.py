@@ -166,8 +166,8 @@ def serve(
                 for warning in daily.warnings():
                     console.print(warning, style="yellow", markup=False, soft_wrap=True)
                 time.sleep(2.0)
-                for name in serving.watch():
-                    console.print(f"the {name} ended and was started again")
+                for fallen in serving.watch():
+                    console.print(f"{fallen} and was started again")
                 follow_keys(coordinator)
     except KeyboardInterrupt:
         console.print("stopped")
