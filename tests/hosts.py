@@ -17,8 +17,8 @@ import pytest
 
 from common.lock import only_one
 
-GATEWAY = "10.213.77.1"
-"""The coordinator's address on the bridge."""
+GATEWAY, COORDINATOR = "10.213.77.1", "10.213.78.1"
+"""The bridge's addresses: that of the hosts' own network, and the coordinator's, to which a host has a route."""
 BRIDGE = "wardround0"
 LONGEST_S = 1200.0
 """How long the tests of another file may keep the network."""
@@ -48,7 +48,8 @@ def call(*line: str) -> str:
 
 
 class Host:
-    """A namespace with one link to the bridge. `outer` is the link's end at the bridge, `inner` the host's own."""
+    """A namespace with one link to the bridge, and a route to the coordinator. `outer` is the link's end at the bridge,
+    `inner` the host's own."""
 
     def __init__(self, number: int, stack: ExitStack) -> None:
         self.name, self.outer, self.inner = f"wardround{number}", f"wr-out{number}", f"wr-in{number}"
@@ -60,10 +61,15 @@ class Host:
         call(*self.line("ip", "address", "add", f"10.213.77.{number + 1}/24", "dev", self.inner))
         for device in ("lo", self.inner):
             call(*self.line("ip", "link", "set", device, "up"))
+        call(*self.line("ip", "route", "add", COORDINATOR, "via", GATEWAY))
 
     def line(self, *command: str) -> list[str]:
         """The command, on this host."""
         return ["ip", "netns", "exec", self.name, *command]
+
+    def wall_off(self) -> None:
+        """Leave the host its own network alone: to the coordinator it has no route."""
+        call(*self.line("ip", "route", "delete", COORDINATOR))
 
     def slow(self, mbit_per_s: float) -> None:
         """Both directions: packets wait up to 50 ms for the line, and are dropped beyond that."""
@@ -100,9 +106,9 @@ class Host:
         (queue,) = json.loads(call("tc", "-statistics", "-json", "qdisc", "show", "dev", self.outer, "root"))
         return int(queue["drops"])
 
-    def reaches(self, port: int) -> bool:
-        """Whether the coordinator's address takes a connection on this port from this host."""
-        line = self.line("bash", "-c", f"exec 3<>/dev/tcp/{GATEWAY}/{port}")
+    def reaches(self, address: str, port: int) -> bool:
+        """Whether somebody takes a connection there from this host."""
+        line = self.line("bash", "-c", f"exec 3<>/dev/tcp/{address}/{port}")
         return subprocess.run(line, capture_output=True, timeout=30, check=False).returncode == 0
 
 
@@ -117,7 +123,8 @@ class Network:
             building.enter_context(only_one(Path(tempfile.gettempdir()) / "wardround-hosts.lock", LONGEST_S))
             call("ip", "link", "add", BRIDGE, "type", "bridge")
             building.callback(call, "ip", "link", "delete", BRIDGE)
-            call("ip", "address", "add", f"{GATEWAY}/24", "dev", BRIDGE)
+            for address in (f"{GATEWAY}/24", f"{COORDINATOR}/32"):
+                call("ip", "address", "add", address, "dev", BRIDGE)
             call("ip", "link", "set", BRIDGE, "up")
             self.hosts = [Host(number, building) for number in range(1, count + 1)]
             self.stack = building.pop_all()

@@ -1,10 +1,14 @@
-"""A coordinator behind its proxy and two hospitals, each on a host of its own: strangers, and faults of the line."""
+"""A coordinator behind its proxy and two hospitals, each on a host of its own: strangers, and faults of the line.
+
+One hospital has no route to the coordinator, only an HTTP proxy on its way out.
+"""
 
 import datetime
 import random
 import re
+import subprocess
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -22,14 +26,15 @@ from flwr.supercore.routers.runtime import create_runtime_router
 from flwr.superlink.routers.control import router as control_router
 from flwr.superlink.routers.fleet.router import router as fleet_router
 
-from benchmarks._consortium import SITES, do, done, last_round, running_consortium, simulated
+from benchmarks._consortium import SITES, command, do, done, last_round, running_consortium, simulated
 from common.address import Address, free_port
 from common.keys import read_private_key
 from common.processes import Process
 from server.bulk_settings import BulkSettings, write_bulk_settings
 from server.coordinator import registered
 from server.run_folder import read_events
-from tests.hosts import GATEWAY, Host, Network, needs_hosts
+from tests.hosts import COORDINATOR, GATEWAY, Host, Network, needs_hosts
+from tests.http_proxy import HttpProxy
 from tests.proxy import Caller, Proxied, needs_nginx, start_nginx
 from tests.test_faults import same
 
@@ -42,33 +47,54 @@ PROBES = 200
 class Apart(Proxied):
     """Each site on its own host; the coordinator listens on its host's loopback, its proxy on the bridge."""
 
-    host = GATEWAY
+    host = COORDINATOR
 
-    def __init__(self, hosts: dict[str, Host], *given: object) -> None:
+    def __init__(self, hosts: Mapping[str, Host], ways_out: Mapping[str, HttpProxy], *given: object) -> None:
+        """`ways_out`: the HTTP proxies that sites have."""
         super().__init__(*given)
-        self.hosts = hosts
+        self.hosts, self.ways_out = hosts, ways_out
+
+    def on_host(self, site: str, line: list[str]) -> list[str]:
+        proxy = self.ways_out.get(site)
+        named = () if proxy is None else ("env", f"HTTPS_PROXY=http://{proxy.address}")
+        return self.hosts[site].line(*named, *line)
 
     def join(self, site: str) -> Process:
-        return self.start(site, *self.hosts[site].line(*self.join_line(site, Path(site) / "site.key")))
+        return self.start(site, *self.on_host(site, self.join_line(site, Path(site) / "site.key")))
 
 
 @pytest.fixture(scope="module")
 def apart(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_study: dict) -> Iterator[Apart]:
     rounds = {"rounds": 1, "local_steps": 2, "validation_patients": 0, "deadline_s": 1200.0}
     values = {**tiny_study, "rounds": rounds, "transfer": {"inline_mb": 0.0}}
-    with Network(len(SITES)) as hosts:
+    folder, way_out = tmp_path_factory.mktemp("apart"), tmp_path_factory.mktemp("way-out")
+    with Network(len(SITES)) as hosts, HttpProxy(Address(GATEWAY, free_port()), way_out) as proxy:
         by_site = dict(zip(SITES, hosts, strict=True))
+        by_site[NORTH].wall_off()
         by_site[SOUTH].slow(2.0)
-        folder = tmp_path_factory.mktemp("apart")
-        with running_consortium(folder, values, tiny_model, kind=partial(Apart, by_site)) as made:
+        with running_consortium(folder, values, tiny_model, kind=partial(Apart, by_site, {NORTH: proxy})) as made:
             write_bulk_settings(made.coordinator, BulkSettings(port=made.bulk_port, above_mb=0.0))
             yield made
 
 
-def test_a_host_reaches_the_proxy_and_nothing_else_of_the_coordinator(apart: Apart) -> None:
-    for host in apart.hosts.values():
-        assert host.reaches(apart.proxy.port)
-        assert not host.reaches(apart.port) and not host.reaches(apart.bulk_port)
+def test_a_host_reaches_the_proxies_and_nothing_else_of_the_coordinator(apart: Apart) -> None:
+    north, south = apart.hosts[NORTH], apart.hosts[SOUTH]
+    assert south.reaches(COORDINATOR, apart.proxy.port)
+    assert not north.reaches(COORDINATOR, apart.proxy.port)
+    assert north.reaches(GATEWAY, apart.ways_out[NORTH].address.port)
+    for host in (north, south):
+        assert not any(host.reaches(COORDINATOR, port) for port in (apart.port, apart.bulk_port))
+
+
+def test_the_pre_flight_of_a_site_behind_an_http_proxy(apart: Apart) -> None:
+    """Both of its protocols: HTTPS to the SuperLink, gRPC to the bulk channel."""
+    line = command("wardround-site", "check", f"sites/{NORTH}.toml", "--connect", apart.proxy, "--bulk", apart.proxy,
+                   "--ca", "coordinator/certs/ca.pem", "--key", f"{NORTH}/site.key", "--state", f"{NORTH}/state")
+    called = subprocess.run(apart.on_host(NORTH, line), cwd=apart.folder, capture_output=True, text=True, timeout=300,
+                            check=False)  # fmt: skip
+    assert called.returncode == 0, called.stdout + called.stderr
+    assert f"through the proxy {apart.ways_out[NORTH].address}" in called.stdout
+    assert apart.ways_out[NORTH].let_through() == {str(apart.proxy)}
 
 
 def hostile_calls(chance: random.Random, inner: list[str], fleet: list[str]) -> Iterator[bytes]:
@@ -165,7 +191,8 @@ def test_a_site_whose_signature_is_refused_is_told_of_its_clock(apart: Apart, tm
 
 
 def test_a_run_through_the_proxy_over_a_line_that_drops_is_the_simulations(apart: Apart, tmp_path: Path) -> None:
-    """One site's payloads go by the bulk channel, the other's in shards by Flower's messages, over a slow line."""
+    """One site's payloads go by the bulk channel, through an HTTP proxy; the other's in shards by Flower's messages,
+    over a slow line."""
     line = ("run", apart.study, "--coordinator", "coordinator", "--model", apart.model)
     done("wardround", *line, folder=apart.folder)
     (run,) = (apart.folder / "runs").iterdir()

@@ -50,7 +50,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_study
         for host in hosts:
             host.slow(SLOW_MBIT)
         folder = tmp_path_factory.mktemp("line")
-        with running_consortium(folder, values, tiny_model, kind=partial(Slow, by_site)) as made:
+        with running_consortium(folder, values, tiny_model, kind=partial(Slow, by_site, {})) as made:
             yield made
 
 
