@@ -23,9 +23,9 @@ from server.hub import running_hub
 
 START_S = 180.0
 """How long the SuperLink may take to answer: it imports for about 5 s where nothing else runs."""
-ASK_S, CALL_S = 20.0, 20.0
+ASK_S, CALL_S = 15.0, 15.0
 """Between two questions to the SuperLink that need its database, and what an answer may take."""
-SILENT_S = 90.0
+SILENT_S = 60.0
 """A SuperLink that lives and has answered none of them for so long is started again."""
 
 
