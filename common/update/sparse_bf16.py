@@ -13,10 +13,12 @@ Lossless for every bit pattern; what a site's float32 master weight gained below
 weight on one core (`benchmarks/README.md`).
 """
 
+import functools
 import struct
 from collections.abc import Iterator
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import torch
 
@@ -60,28 +62,27 @@ def parts(size: int) -> Iterator[slice]:
     return (slice(begin, min(begin + PIECE, size)) for begin in range(0, size, PIECE))
 
 
-def no_flags(size: int) -> np.ndarray:
-    """A flag for each of so many weights, and some more so that they fill words of 8."""
-    return np.zeros((size + 7) // 8 * 8, bool)
+@functools.cache
+def all_positions() -> pl.Series:
+    return pl.Series(np.arange(BLOCK, dtype=np.uint32))
 
 
 def positions(flags: np.ndarray) -> Whole:
-    """Where flags are set. By words of 8 first: where fewer than a tenth are set, numpy looks for each anew."""
-    words = flags.view(np.uint64)
-    some = np.flatnonzero(words != 0)
-    inside = np.flatnonzero(words[some].view(bool))
-    return (some[inside >> 3] << 3) + (inside & 7)
+    """Where flags are set, of up to BLOCK of them. Polars' filter takes a third of the time of numpy's search."""
+    packed = pa.py_buffer(np.packbits(flags, bitorder="little"))
+    chosen = pl.Series(pa.BooleanArray.from_buffers(pa.bool_(), flags.size, [None, packed]))
+    return all_positions().head(flags.size).filter(chosen).to_numpy().astype(np.int64)
 
 
 def small_flags(before: np.ndarray, below: int) -> np.ndarray:
-    flags = no_flags(before.size)
+    flags = np.empty(before.size, bool)
     for part in parts(before.size):
         np.less(before[part] & 0x7FFF, below << 7, out=flags[part])
     return flags
 
 
 def changed_flags(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    flags = no_flags(before.size)
+    flags = np.empty(before.size, bool)
     for part in parts(before.size):
         np.not_equal(before[part], after[part], out=flags[part])
     return flags
