@@ -20,7 +20,7 @@ from common.bulk.opening import CHUNK
 from common.strict import Strict
 
 METHOD = "Check"
-PROBE = 8 * CHUNK
+PROBE = 4 * CHUNK
 """8 MiB, at most: about 7 s at 10 Mbit/s."""
 
 Versions = Annotated[
