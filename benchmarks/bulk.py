@@ -30,7 +30,7 @@ from common.address import Address, answers, free_port
 from common.bulk.opening import Transfer
 from common.bulk.pace import Pace
 from common.keys import make_site_key, read_private_key
-from common.processes import Process
+from common.processes import KEPT_MEMORY, Process
 from common.transfer.manifest import Manifest, manifest_from, manifest_of
 from server.bulk_spool import Spool
 from server.certs import make_certificates
@@ -100,11 +100,12 @@ def move(size: int) -> Moved:
         coordinator = Coordinator(folder / "coordinator")
         line = [sys.executable, "-m", "server.bulk_service", str(coordinator.folder), "--host", "127.0.0.1"]
         service = [*line, "--port", str(port)]
-        with Process(service, folder / "service.log", dict(os.environ), Path.cwd()) as process:
+        environment = {**os.environ, **KEPT_MEMORY}
+        with Process(service, folder / "service.log", environment, Path.cwd()) as process:
             while not answers(Address("127.0.0.1", port), coordinator.certificates.ca):
                 time.sleep(0.1)
             site = [sys.executable, "-m", "benchmarks.bulk", "--site", str(folder), str(port)]
-            told = subprocess.run(site, capture_output=True, text=True, check=True).stdout
+            told = subprocess.run(site, env=environment, capture_output=True, text=True, check=True).stdout
             up, down, memory = json.loads(told)
             there = peak(Path(f"/proc/{process.child.pid}/status"))
         assert filecmp.cmp(arrived, folder / "payload", shallow=False)

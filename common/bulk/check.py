@@ -20,7 +20,7 @@ from common.bulk.opening import CHUNK
 from common.strict import Strict
 
 METHOD = "Check"
-PROBE = 4 * CHUNK
+PROBE = 16 * CHUNK
 """8 MiB, at most: about 7 s at 10 Mbit/s."""
 
 Versions = Annotated[

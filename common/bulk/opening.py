@@ -25,7 +25,7 @@ from common.strict import Strict
 
 SERVICE = "wardround.Bulk"
 METHODS = {"up": "Upload", "down": "Download"}
-CHUNK = 2 * 1024 * 1024
+CHUNK = 512 * 1024
 """Bytes of a message: what stands in memory of a transfer is a few of them."""
 WINDOW = 4 * 2**20
 """Bytes on their way of one call, at most: at a round trip of 50 ms that is 80 MB a second."""
