@@ -50,9 +50,12 @@ without a code."""
 DEAF = b"SSL/TLS handshake error detected."
 """What a node writes when a connection ends while TLS begins, as it does where something between the two takes
 connections for a coordinator that is away. It lives on, without its heartbeat, and is offline for good."""
-LEFT = re.compile(rb"(?:ERROR\W*(?:\[0m)?\W*|httpx\.HTTPStatusError: )Server error '5")
+LEFT = re.compile(
+    rb"(?:ERROR\W*(?:\[0m)?\W*(?:Failed to (?:send|receive) message \w+: )?|httpx\.HTTPStatusError: )Server error '5"
+)
 """What a node writes when the coordinator fails to answer a call, as it does where its database is locked. The process
-lives on, but asks for no message any more, or is without its heartbeat."""
+lives on, but asks for no message any more, or is without its heartbeat, or has lost a message or an answer of which the
+coordinator hears nothing before its deadline. That a node ends, it hears."""
 WRONG_CLOCK = (
     "the node ended by itself, as it does when the coordinator refuses the signature of a call: this machine's clock "
     "may be 5 seconds before the coordinator's and 5 minutes behind it, not more"

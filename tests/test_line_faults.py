@@ -16,6 +16,7 @@ from benchmarks._consortium import SITES, running_consortium, simulated
 from common.processes import Process
 from server.bulk_settings import BulkSettings, write_bulk_settings
 from server.coordinator import site_states
+from server.round_store import Checkpoint
 from tests.hosts import Network, Way, needs_hosts
 from tests.proxy import needs_nginx
 from tests.test_faults import Run, same, until
@@ -54,7 +55,29 @@ def apart(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_study
             yield made
 
 
-def test_a_line_that_is_cut_and_a_proxy_that_dies(apart: Slow, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def expected(apart: Slow, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return simulated(apart, tmp_path_factory.mktemp("simulated"), apart.study)
+
+
+def test_an_answer_that_the_coordinator_fails_to_take(apart: Slow, expected: Checkpoint) -> None:
+    """As where its database is locked: it is not sent again, and nobody would ask before the deadline, which is longer
+    than this test waits."""
+    run, settings = Run(apart), apart.folder / "proxy" / "nginx.conf"
+    shipped = settings.read_text()
+    until(lambda: run.training(SOUTH, 1), "a step at a site")
+    failing = "location = /v1/fleet/push-messages { return 500; }\n"
+    settings.write_text(shipped.replace("location / {", f"{failing} location / {{", 1))
+    apart.nginx.child.send_signal(signal.SIGHUP)
+    apart.wait_for("the coordinator failed to answer", SOUTH)
+    settings.write_text(shipped)
+    apart.nginx.child.send_signal(signal.SIGHUP)
+    assert same(run.end(), expected)
+    assert (SOUTH, 1) in {(event["site"], event["round"]) for event in run.events("asked_again")}
+    apart.wait_online()
+
+
+def test_a_line_that_is_cut_and_a_proxy_that_dies(apart: Slow, expected: Checkpoint) -> None:
     run, uploads = Run(apart), apart.coordinator.bulk / NORTH
     north, south = apart.hosts[NORTH], apart.hosts[SOUTH]
     until(lambda: run.site_files(NORTH, "inbox/.*.part"), "a download")
@@ -76,7 +99,7 @@ def test_a_line_that_is_cut_and_a_proxy_that_dies(apart: Slow, tmp_path: Path) -
     apart.nginx.child.send_signal(signal.SIGHUP)
     until(lambda: list(uploads.glob(".up-*.part")) or run.shard_came(SOUTH, 2), "an upload of the second round")
     apart.restart_proxy(SHORT_S)
-    assert same(run.end(), simulated(apart, tmp_path, apart.study))
+    assert same(run.end(), expected)
 
     assert len(run.events("submitted")) == 1, "the run went on by itself"
     weights = [set(event["contributions"]) for event in run.events("round_finished")]
