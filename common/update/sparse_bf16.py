@@ -9,7 +9,7 @@ hold the round's model, so the weights are put into classes by its exponents, an
 one class.
 
 Lossless for every bit pattern; what a site's float32 master weight gained below a unit stays at the site
-(`common/grpo/master.py`). Not linear. Costs 20 to 100 times fewer bytes than the bfloat16 model, and about 10 ns a
+(`common/grpo/master.py`). Not linear. Costs 20 to 100 times fewer bytes than the bfloat16 model, and about 8 ns a
 weight on one core (`benchmarks/README.md`).
 """
 
