@@ -1,4 +1,4 @@
-"""Settings that hold for every test: nothing is looked up outside this machine."""
+"""Settings that hold for every test: nothing is looked up outside this machine, and nothing is left to chance."""
 
 import os
 
@@ -16,8 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from benchmarks._tiny import TINY, answering_model
+
+# The same examples each time, so that what is tested is the change and not the draw. Others are searched for with
+# `pytest --hypothesis-profile=default`.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
