@@ -40,7 +40,7 @@ types: setup
 	$(BIN)/mypy
 
 # One process a core, 8 at most: each imports torch and makes its own session fixtures. The slow tests mostly wait for
-# Flower's own delays, so three files at a time; tests of one file share the nodes that they start.
+# Flower's own delays, so two files at a time; tests of one file share the nodes that they start.
 unit: setup
 	$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 8 --dist worksteal \
 		--cov=common --cov=client --cov=server --cov-report=term:skip-covered
@@ -48,7 +48,7 @@ unit: setup
 test: lint types unit
 
 slow: setup
-	$(BIN)/python -m pytest -m slow -n 3 --dist loadfile
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 bench: setup
 	@set -e; for file in benchmarks/[!_]*.py; do \

@@ -28,6 +28,9 @@ ASK_S, CALL_S = 15.0, 15.0
 SILENT_S = 60.0
 """A SuperLink that lives and has answered none of them for so long is started again."""
 
+RAY = {"RAY_worker_niceness": "0"}
+"""Ray's own 15 starves played sites where anything else runs, until the coordinator takes them for silent."""
+
 
 class Serving:
     """A running coordinator: SuperLink, executor and, where its folder says so, the bulk channel. Use as a context
@@ -43,7 +46,7 @@ class Serving:
         self.address = address
         self.simulation = simulation
         self.bulk = read_bulk_settings(coordinator)
-        self.environment = flower_environment(coordinator.flower)
+        self.environment = flower_environment(coordinator.flower) | (RAY if simulation else {})
         self.children: dict[str, Process] = {}
         self.asked = self.heard = 0.0
         """When the SuperLink was last asked, and when it last answered or was started (monotonic clock)."""
