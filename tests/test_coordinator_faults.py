@@ -11,7 +11,7 @@ import pytest
 from benchmarks._consortium import SITES, Consortium, running_consortium, simulated
 from common.processes import Process
 from server.round_store import Checkpoint
-from server.serve import ASK_S, CALL_S, SILENT_S
+from server.serve import SILENT_S
 from tests.machines import kill_machine
 from tests.test_faults import Run, same, until
 
@@ -68,10 +68,8 @@ def test_a_superlink_that_lives_and_answers_nothing(consortium: Watched, expecte
     until(lambda: any(run.training(site, 1) for site in SITES), "a step at a site")
     silent = consortium.at_coordinator("flower-superlink")
     silent.suspend()
-    began = time.monotonic()
     told = f"the superlink answered nothing for {SILENT_S:.0f} s and was started again"
     until(lambda: told in consortium.serving.log.read_text(), "a SuperLink that is started again")
-    assert time.monotonic() - began < SILENT_S + ASK_S + CALL_S + 60, "what Process.stop may take is in the minute"
     assert same(finished(run, consortium), expected)
 
 
