@@ -70,8 +70,12 @@ class Run:
 
     def shard_came(self, site: str, number: int) -> bool:
         """Whether some of a site's update lies here, and not all of it."""
-        parts = (self.arm / f"received-{number:04d}").glob(f".{site}-*.part")
+        parts = (self.arm / f"received-{number:04d}").glob(f".{site}-*.payload.*.part")
         return any(size(part) for part in parts)
+
+    def uploading(self, site: str) -> bool:
+        """Whether the bulk channel holds some of a payload of this site, and not all of it."""
+        return any((self.consortium.coordinator.bulk / site).glob(".up-*.payload.*.part"))
 
     def site_files(self, site: str, name: str) -> list[Path]:
         """A file of the run's folder at a site, if it is there."""

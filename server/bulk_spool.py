@@ -43,7 +43,7 @@ class Spool:
         not announced any more, is deleted."""
         place = self.received(transfer)
         self.write(Announced(transfer, manifest, place))
-        for part in place.parent.glob(".up-*.part"):
+        for part in place.parent.glob(".up-*.payload.*.part"):
             if not place.with_name(part.name[1:].split(".")[0]).with_suffix(".json").exists():
                 part.unlink(missing_ok=True)
         return place

@@ -5,6 +5,7 @@ The coordinator's host is the machine itself: what it listens on at its own loop
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -19,7 +20,7 @@ from common.lock import only_one
 
 GATEWAY, COORDINATOR = "10.213.77.1", "10.213.78.1"
 """The bridge's addresses: that of the hosts' own network, and the coordinator's, to which a host has a route."""
-BRIDGE = "wardround0"
+BRIDGE, OURS = "wardround0", re.compile(r"(wardround|wr-out)\d+")
 LONGEST_S = 1200.0
 """How long the tests of another file may keep the network."""
 
@@ -55,8 +56,10 @@ class Host:
         self.name, self.outer, self.inner = f"wardround{number}", f"wr-out{number}", f"wr-in{number}"
         self.mbit_per_s: float | None = None
         call("ip", "netns", "add", self.name)
-        stack.callback(call, "ip", "netns", "delete", self.name)  # with the host go its link's two ends
+        stack.callback(call, "ip", "netns", "delete", self.name)
         call("ip", "link", "add", self.outer, "type", "veth", "peer", "name", self.inner, "netns", self.name)
+        # With the host its link would go too, but some time later.
+        stack.callback(call, "ip", "link", "delete", self.outer)
         call("ip", "link", "set", self.outer, "master", BRIDGE, "up")
         call(*self.line("ip", "address", "add", f"10.213.77.{number + 1}/24", "dev", self.inner))
         for device in ("lo", self.inner):
@@ -112,6 +115,16 @@ class Host:
         return subprocess.run(line, capture_output=True, timeout=30, check=False).returncode == 0
 
 
+def clear() -> None:
+    """Take away what tests that were killed have left of their network."""
+    for link in json.loads(call("ip", "-json", "link", "show")):
+        if OURS.fullmatch(link["ifname"]):
+            call("ip", "link", "delete", link["ifname"])
+    for namespace in json.loads(call("ip", "-json", "netns", "list") or "[]"):
+        if OURS.fullmatch(namespace["name"]):
+            call("ip", "netns", "delete", namespace["name"])
+
+
 class Network:
     """So many hosts. Use as a context manager; afterwards nothing of it is left.
 
@@ -121,6 +134,7 @@ class Network:
     def __init__(self, count: int) -> None:
         with ExitStack() as building:
             building.enter_context(only_one(Path(tempfile.gettempdir()) / "wardround-hosts.lock", LONGEST_S))
+            clear()
             call("ip", "link", "add", BRIDGE, "type", "bridge")
             building.callback(call, "ip", "link", "delete", BRIDGE)
             for address in (f"{GATEWAY}/24", f"{COORDINATOR}/32"):

@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import pytest
 import torch
 
 from benchmarks._consortium import SITES, Consortium, do, done, last_round, running_consortium, simulated
+from benchmarks._faults import until
+from common.address import Address, answers
 from server.coordinator import site_states
 from server.round_store import RoundStore
 from server.run_folder import read_events
@@ -139,16 +140,13 @@ def test_what_is_killed_is_started_again(consortium: Consortium) -> None:
 
     The site is refused until the coordinator has given up its earlier connection (60 s), and keeps trying.
     """
+    log = consortium.folder / "logs" / f"{SITES[0]}.log"
+    before = log.read_text().count("connecting to")
     consortium.at_site(SITES[0], "flower-supernode").kill()
     consortium.at_coordinator("flower-superlink").kill()
     consortium.wait_for("the superlink ended and was started again", "serve")
-    again = {site: consortium.folder / "logs" / f"{site}.log" for site in SITES}
-    end = time.monotonic() + 150
-    while not (tried := [site for site, log in again.items() if "trying again" in log.read_text()]):
-        assert time.monotonic() < end
-        time.sleep(0.5)
-    for site in tried:
-        while again[site].read_text().count("connecting to") < 2 or "SuperNode ID:" not in consortium.node_log(site):
-            assert time.monotonic() < end, again[site].read_text()
-            time.sleep(0.5)
+    ca = consortium.coordinator.certificates.ca
+    until(lambda: answers(Address("localhost", consortium.port), ca), "the SuperLink's answer")
+    until(lambda: log.read_text().count("connecting to") > before, "the site's next try")
+    until(lambda: "SuperNode ID:" in consortium.node_log(SITES[0]), "the site's connection")
     consortium.wait_online()

@@ -32,7 +32,7 @@ class Slowed(Wired):
 
 @pytest.fixture(scope="module")
 def consortium(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_study: dict) -> Iterator[Wired]:
-    rounds = {"rounds": 2, "local_steps": 30, "validation_patients": 0, "deadline_s": 2 * LONGEST_S}
+    rounds = {"rounds": 2, "local_steps": 60, "validation_patients": 0, "deadline_s": 2 * LONGEST_S}
     values = {**tiny_study, "rounds": rounds, "transfer": {"shard_mb": SHARD_BYTES / 1e6, "inline_mb": 0.0}}
     with running_consortium(tmp_path_factory.mktemp("faults"), values, tiny_model, kind=Slowed) as made:
         yield made
@@ -169,8 +169,7 @@ def test_the_bulk_channel_through_the_same_faults(consortium: Wired, expected: C
         until(lambda number=number: consortium.bulk_wire.hits == hits + number, f"{fault} on the channel's wire")
 
     until(lambda: run.training(SOUTH, 2), "a step of the second round")
-    uploads = consortium.coordinator.bulk / SOUTH
-    until(lambda: list(uploads.glob(".up-*.part")), "an upload of the second round")
+    until(lambda: run.uploading(SOUTH), "an upload of the second round")
     consortium.at_site(SOUTH, "flwr-clientapp").kill()
     consortium.at_coordinator("flwr-serverapp").kill()
     until(lambda: not run.process.running, "the run's end")

@@ -44,7 +44,7 @@ class Slow(Apart):
 
 @pytest.fixture(scope="module")
 def apart(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_study: dict) -> Iterator[Slow]:
-    rounds = {"rounds": 2, "local_steps": 10, "validation_patients": 0, "deadline_s": 1200.0}
+    rounds = {"rounds": 2, "local_steps": 60, "validation_patients": 0, "deadline_s": 1200.0}
     values = {**tiny_study, "rounds": rounds, "transfer": {"shard_mb": SHARD_BYTES / 1e6, "inline_mb": 0.0}}
     with Network(len(SITES)) as hosts:
         by_site = dict(zip(SITES, hosts, strict=True))
@@ -78,12 +78,12 @@ def test_an_answer_that_the_coordinator_fails_to_take(apart: Slow, expected: Che
 
 
 def test_a_line_that_is_cut_and_a_proxy_that_dies(apart: Slow, expected: Checkpoint) -> None:
-    run, uploads = Run(apart), apart.coordinator.bulk / NORTH
+    run = Run(apart)
     north, south = apart.hosts[NORTH], apart.hosts[SOUTH]
     until(lambda: run.site_files(NORTH, "inbox/.*.part"), "a download")
     with north.cut(Way.BOTH):
         time.sleep(SHORT_S)
-    until(lambda: run.shard_came(SOUTH, 1) or list(uploads.glob(".up-*.part")), "an upload")
+    until(lambda: run.shard_came(SOUTH, 1) or run.uploading(NORTH), "an upload")
     if not run.shard_came(SOUTH, 1):
         with north.cut(Way.UP):
             time.sleep(SHORT_S)
@@ -97,7 +97,7 @@ def test_a_line_that_is_cut_and_a_proxy_that_dies(apart: Slow, expected: Checkpo
 
     until(lambda: run.training(SOUTH, 2), "a step of the second round")
     apart.nginx.child.send_signal(signal.SIGHUP)
-    until(lambda: list(uploads.glob(".up-*.part")) or run.shard_came(SOUTH, 2), "an upload of the second round")
+    until(lambda: run.uploading(NORTH) or run.shard_came(SOUTH, 2), "an upload of the second round")
     apart.restart_proxy(SHORT_S)
     assert same(run.end(), expected)
 

@@ -55,7 +55,7 @@ class Poor(Consortium):
 
 @pytest.fixture(scope="module")
 def consortium(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_study: dict) -> Iterator[Poor]:
-    rounds = {"rounds": 1, "local_steps": 20, "validation_patients": 0, "deadline_s": 1200.0, "on_missing": "wait"}
+    rounds = {"rounds": 1, "local_steps": 200, "validation_patients": 0, "deadline_s": 1200.0, "on_missing": "wait"}
     values = {**tiny_study, "rounds": rounds}
     with running_consortium(tmp_path_factory.mktemp("poor"), values, tiny_model, kind=Poor) as made:
         yield made
