@@ -140,7 +140,7 @@ class Consortium:
         end = time.monotonic() + timeout_s
         while (states := site_states(self.coordinator)) != dict.fromkeys(self.sites, "online"):
             assert time.monotonic() < end, states
-            time.sleep(2.0)  # each look is a process of Flower's
+            time.sleep(0.5)
 
 
 Kind = TypeVar("Kind", bound=Consortium)

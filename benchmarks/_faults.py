@@ -19,10 +19,14 @@ machine each message takes half a minute more."""
 
 
 def until(true: Callable[[], object], what: str) -> None:
+    """Look often, and at most for a third of the time: what is waited for needs the processor."""
     end = time.monotonic() + LONGEST_S
+    looked = time.monotonic()
     while not true():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
+        now = time.monotonic()
+        assert now < end, what
+        time.sleep(max(0.02, 2 * (now - looked)))
+        looked = time.monotonic()
 
 
 def size(part: Path) -> int:

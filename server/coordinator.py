@@ -18,12 +18,19 @@ import hashlib
 import json
 import os
 import secrets
+import ssl
 import subprocess
+import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import httpx
 import tomli_w
+from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest
+from flwr.proto.run_pb2 import RunStatus
+from flwr.supercore.control import ControlHttpClient
 
 from common.address import Address
 from common.certificates import Validity, validity_in
@@ -34,6 +41,10 @@ from server.certs import Certificates, in_folder
 from server.run_folder import read_json, write_json, write_text
 
 CONNECTION = "wardround"
+CALL_S = 15.0
+"""What the SuperLink's answer to a question may take."""
+NO_REASON = "no reason given"
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,11 @@ class Coordinator:
     @property
     def flower(self) -> Path:
         return self.folder / "flower"
+
+    @property
+    def connection(self) -> Path:
+        """How `flwr` commands, and we, reach the SuperLink from here."""
+        return self.flower / "config.toml"
 
     @property
     def secret(self) -> Path:
@@ -195,7 +211,39 @@ def prepare(coordinator: Coordinator, address: Address) -> None:
     coordinator.flower.mkdir(exist_ok=True)
     connection = {"address": str(address.from_here), "root-certificates": str(files.ca)}
     settings = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
-    (coordinator.flower / "config.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
+    write_text(coordinator.connection, tomli_w.dumps(settings))
+
+
+def control(coordinator: Coordinator) -> ControlHttpClient:
+    """The SuperLink's control interface; to be closed. Raises: UserError: nothing was ever served here."""
+    if not coordinator.connection.exists():
+        raise UserError(
+            f"{coordinator.folder}: no coordinator has run here.", f"Run `wardround serve {coordinator.folder}`."
+        )
+    found = tomllib.loads(coordinator.connection.read_text(encoding="utf-8"))["superlink"][CONNECTION]
+    trust = ssl.create_default_context(cafile=found["root-certificates"])
+    return ControlHttpClient(f"https://{found['address']}", verify=trust, timeout=CALL_S)
+
+
+def ask(coordinator: Coordinator, question: Callable[[ControlHttpClient], Answer]) -> Answer:
+    """Ask the running SuperLink something that `flwr` also tells: that command imports for more than a second.
+
+    Raises:
+        UserError: no coordinator is running, or it cannot answer.
+    """
+    client = control(coordinator)
+    try:
+        return question(client)
+    except httpx.HTTPError as error:
+        # What a status is told with has a second line, which says where to read about HTTP.
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"The SuperLink does not answer: {reason}.", is_it_running(coordinator)) from None
+    finally:
+        client.close()
+
+
+def is_it_running(coordinator: Coordinator) -> str:
+    return f"Is `wardround serve {coordinator.folder}` running? Its logs are in {coordinator.logs}."
 
 
 def flower(coordinator: Coordinator, *arguments: str) -> dict[str, Any]:
@@ -213,11 +261,8 @@ def flower(coordinator: Coordinator, *arguments: str) -> dict[str, Any]:
         answer = {"error-message": done.stderr or done.stdout}
     if done.returncode or not answer.get("success"):
         lines = str(answer.get("error-message", "")).strip().splitlines()
-        message = lines[-1].strip().rstrip(".") if lines else "no reason given"
-        raise UserError(
-            f"`flwr {' '.join(arguments[:2])}` was refused: {message}.",
-            f"Is `wardround serve {coordinator.folder}` running? Its logs are in {coordinator.logs}.",
-        )
+        message = lines[-1].strip().rstrip(".") if lines else NO_REASON
+        raise UserError(f"`flwr {' '.join(arguments[:2])}` was refused: {message}.", is_it_running(coordinator))
     return answer
 
 
@@ -242,7 +287,7 @@ def register_sites(coordinator: Coordinator) -> list[str]:
         UserError: it is not running, or refuses.
     """
     nodes, keys, changes = registered(coordinator), site_keys(coordinator), []
-    living = {row["node-id"] for row in listed_nodes(coordinator) if row["status"] != "unregistered"}
+    living = {node for node, status in node_states(coordinator).items() if status != "unregistered"}
     for site, node in list(nodes.items()):
         if node["node"] in living and site in keys and key_line(keys[site]) == node["key"]:
             continue
@@ -260,14 +305,27 @@ def register_sites(coordinator: Coordinator) -> list[str]:
     return changes
 
 
-def listed_nodes(coordinator: Coordinator) -> list[dict[str, Any]]:
-    return list(flower(coordinator, "supernode", "list", CONNECTION)["nodes"])
+def node_states(coordinator: Coordinator) -> dict[str, str]:
+    """Flower's id of each node -> its word for it. Raises: UserError: as `ask`."""
+    answer = ask(coordinator, lambda client: client.ListNodes(ListNodesRequest()))
+    return {str(node.node_id): node.status for node in answer.nodes_info}
+
+
+def run_states(coordinator: Coordinator, flower_run: str | None = None) -> dict[str, tuple[str, str]]:
+    """Flower's id of each run, or of this one -> its word for where it is, and details (the ServerApp's exception, when
+    it failed). Raises: UserError: as `ask`, or there is no such run."""
+    request = ListRunsRequest() if flower_run is None else ListRunsRequest(run_id=int(flower_run))
+    runs = ask(coordinator, lambda client: client.ListRuns(request)).run_dict
+    return {str(number): (word(run.status), run.status.details or NO_REASON) for number, run in runs.items()}
+
+
+def word(status: RunStatus) -> str:
+    return f"{status.status}:{status.sub_status}" if status.sub_status else status.status
 
 
 def site_states(coordinator: Coordinator) -> dict[str, str]:
     """Site -> `revoked`, or Flower's word for its node: registered, online, offline."""
-    by_node = {row["node-id"]: row["status"] for row in listed_nodes(coordinator)}
-    nodes = registered(coordinator)
+    by_node, nodes = node_states(coordinator), registered(coordinator)
     states = {site: by_node.get(node["node"], "unknown") for site, node in nodes.items()}
     states |= dict.fromkeys(revoked_sites(coordinator), "revoked")
     return dict(sorted(states.items()))

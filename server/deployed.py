@@ -12,15 +12,15 @@ import tomli_w
 from common.errors import UserError
 from common.models.transfer import folder_sha256
 from server.bundle import CLIENT_APP, app_spec, bundle_sha256, stage_bundle
-from server.coordinator import CONNECTION, Coordinator, flower
+from server.coordinator import CONNECTION, Coordinator, flower, run_states
 from server.jobs import base_model
 from server.review import published
 from server.run_folder import RunFolder, read_events, write_json
 
 POLL_S = 1.0
-ASK_S = 10.0
-"""How often Flower is asked how a run goes, by a command that imports for a second; what happens in it stands in the
-run's own log. From the last round on, when its end is near, every `LAST_S`."""
+ASK_S = 5.0
+"""How often Flower is asked how a run goes; what happens in it stands in the run's own log. From the last round on,
+when its end is near, every `LAST_S`."""
 LAST_S = 1.0
 FINISHED = "finished:completed"
 AWAY_S = 300.0
@@ -92,8 +92,7 @@ def start_app(coordinator: Coordinator, app: str, values: dict[str, str], *optio
 
 def status(coordinator: Coordinator, flower_run: str) -> tuple[str, str]:
     """Flower's word for where a run is, and its details (the ServerApp's exception, when it failed)."""
-    rows = flower(coordinator, "list", CONNECTION, "--run-id", flower_run)["runs"]
-    return str(rows[0]["status"]), str(rows[0]["status-details"])
+    return run_states(coordinator, flower_run)[flower_run]
 
 
 def status_in_time(coordinator: Coordinator, flower_run: str) -> tuple[str, str]:
@@ -124,8 +123,7 @@ def stop_earlier(coordinator: Coordinator, run: RunFolder) -> list[str]:
     submitted = {event["flower_run"] for event in read_events(run.events) if event["event"] == "submitted"}
     if not submitted:
         return []
-    rows = flower(coordinator, "list", CONNECTION)["runs"]
-    living = [row["run-id"] for row in rows if not row["status"].startswith("finished")]
+    living = [number for number, (word, _) in run_states(coordinator).items() if not word.startswith("finished")]
     stopped = sorted(submitted.intersection(living))
     for flower_run in stopped:
         Submitted(coordinator, flower_run, run).stop()

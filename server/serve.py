@@ -10,21 +10,17 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-import httpx
-from flwr.proto.control_pb2 import ListNodesRequest
-from flwr.supercore.control import ControlHttpClient
-
 from common.address import Address, answers
 from common.errors import UserError
 from common.processes import Process, flower_environment, installed_command
 from server.bulk_settings import read_bulk_settings
-from server.coordinator import Coordinator
+from server.coordinator import Coordinator, node_states
 from server.hub import running_hub
 
 START_S = 180.0
 """How long the SuperLink may take to answer: it imports for about 5 s where nothing else runs."""
-ASK_S, CALL_S = 15.0, 15.0
-"""Between two questions to the SuperLink that need its database, and what an answer may take."""
+ASK_S = 15.0
+"""Between two questions to the SuperLink that need its database."""
 SILENT_S = 60.0
 """A SuperLink that lives and has answered none of them for so long is started again."""
 
@@ -101,8 +97,7 @@ class Serving:
             raise UserError(f"{self.address}: a coordinator is already running here.", "Stop it or choose --port.")
         self.environment["FLWR_SUPERGRID_API_URL"] = self.stack.enter_context(running_hub(self.coordinator))
         self.start_listening("superlink", self.superlink_command(), self.address)
-        here, ca = f"https://{self.address.from_here}", str(self.coordinator.certificates.ca)
-        self.control, self.heard = ControlHttpClient(here, verify=ca, timeout=CALL_S), time.monotonic()
+        self.heard = time.monotonic()
         if self.bulk is not None:
             self.start_listening("bulk", self.bulk_command(), Address(self.address.host, self.bulk.port))
         self.start_child("executor", self.executor_command())
@@ -120,8 +115,8 @@ class Serving:
         """Whether the SuperLink answers what it has to look up. A process can live and fail in that: its database is
         locked, or all its threads wait for something."""
         try:
-            self.control.ListNodes(ListNodesRequest())
-        except httpx.HTTPError:
+            node_states(self.coordinator)
+        except UserError:
             return False
         return True
 

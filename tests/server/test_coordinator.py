@@ -24,6 +24,7 @@ from server.coordinator import (
     revoked_sites,
     rotate_site,
     site_keys,
+    site_states,
 )
 from server.serve import Serving
 from tests.command import call
@@ -112,6 +113,14 @@ def test_nobody_there_is_said(coordinator: Coordinator) -> None:
     prepare(coordinator, Address("127.0.0.1", free_port()))
     with pytest.raises(UserError, match="`flwr supernode list` was refused"):
         flower(coordinator, "supernode", "list", CONNECTION)
+    with pytest.raises(UserError, match="The SuperLink does not answer") as told:
+        site_states(coordinator)
+    assert "wardround serve" in told.value.remedy
+
+
+def test_a_folder_that_was_never_served_is_said(coordinator: Coordinator) -> None:
+    with pytest.raises(UserError, match="no coordinator has run here"):
+        site_states(coordinator)
 
 
 def test_mistakes_at_the_command_line_end_with_2(tmp_path: Path) -> None:
