@@ -110,13 +110,16 @@ class Consortium:
             time.sleep(0.2)
 
     def flower_process(self, name: str, home: Path) -> psutil.Process:
-        """The process of that name among those that have this folder for Flower's own."""
-        for process in psutil.process_iter(["name", "cmdline", "environ"]):
+        """The process of that name among those that have this folder for Flower's own; of several, the last begun: an
+        app whose run was stopped while Flower's node fetched its message waits for it for good."""
+        found = []
+        for process in psutil.process_iter(["name", "cmdline", "environ", "create_time"]):
             line, environment = process.info["cmdline"] or [], process.info["environ"] or {}
             named = process.info["name"] == name or any(Path(part).name == name for part in line)
             if named and environment.get("FLWR_HOME") == str(home):
-                return process
-        raise AssertionError(f"there is no {name} in {home}")
+                found.append(process)
+        assert found, f"there is no {name} in {home}"
+        return max(found, key=lambda process: process.info["create_time"])
 
     def at_coordinator(self, name: str) -> psutil.Process:
         return self.flower_process(name, self.coordinator.flower)
