@@ -24,13 +24,10 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 import tomli_w
-from flwr.proto.control_pb2 import ListNodesRequest, ListRunsRequest
-from flwr.proto.run_pb2 import RunStatus
-from flwr.supercore.control import ControlHttpClient
 
 from common.address import Address
 from common.certificates import Validity, validity_in
@@ -39,6 +36,10 @@ from common.keys import read_public_key, write_private
 from common.processes import flower_environment, installed_command
 from server.certs import Certificates, in_folder
 from server.run_folder import read_json, write_json, write_text
+
+if TYPE_CHECKING:  # else imported where it is used: most commands need nothing of Flower
+    from flwr.proto.run_pb2 import RunStatus
+    from flwr.supercore.control import ControlHttpClient
 
 CONNECTION = "wardround"
 CALL_S = 15.0
@@ -214,8 +215,10 @@ def prepare(coordinator: Coordinator, address: Address) -> None:
     write_text(coordinator.connection, tomli_w.dumps(settings))
 
 
-def control(coordinator: Coordinator) -> ControlHttpClient:
+def control(coordinator: Coordinator) -> "ControlHttpClient":
     """The SuperLink's control interface; to be closed. Raises: UserError: nothing was ever served here."""
+    from flwr.supercore.control import ControlHttpClient
+
     if not coordinator.connection.exists():
         raise UserError(
             f"{coordinator.folder}: no coordinator has run here.", f"Run `wardround serve {coordinator.folder}`."
@@ -225,7 +228,7 @@ def control(coordinator: Coordinator) -> ControlHttpClient:
     return ControlHttpClient(f"https://{found['address']}", verify=trust, timeout=CALL_S)
 
 
-def ask(coordinator: Coordinator, question: Callable[[ControlHttpClient], Answer]) -> Answer:
+def ask(coordinator: Coordinator, question: "Callable[[ControlHttpClient], Answer]") -> Answer:
     """Ask the running SuperLink something that `flwr` also tells: that command imports for more than a second.
 
     Raises:
@@ -307,6 +310,8 @@ def register_sites(coordinator: Coordinator) -> list[str]:
 
 def node_states(coordinator: Coordinator) -> dict[str, str]:
     """Flower's id of each node -> its word for it. Raises: UserError: as `ask`."""
+    from flwr.proto.control_pb2 import ListNodesRequest
+
     answer = ask(coordinator, lambda client: client.ListNodes(ListNodesRequest()))
     return {str(node.node_id): node.status for node in answer.nodes_info}
 
@@ -314,12 +319,14 @@ def node_states(coordinator: Coordinator) -> dict[str, str]:
 def run_states(coordinator: Coordinator, flower_run: str | None = None) -> dict[str, tuple[str, str]]:
     """Flower's id of each run, or of this one -> its word for where it is, and details (the ServerApp's exception, when
     it failed). Raises: UserError: as `ask`, or there is no such run."""
+    from flwr.proto.control_pb2 import ListRunsRequest
+
     request = ListRunsRequest() if flower_run is None else ListRunsRequest(run_id=int(flower_run))
     runs = ask(coordinator, lambda client: client.ListRuns(request)).run_dict
     return {str(number): (word(run.status), run.status.details or NO_REASON) for number, run in runs.items()}
 
 
-def word(status: RunStatus) -> str:
+def word(status: "RunStatus") -> str:
     return f"{status.status}:{status.sub_status}" if status.sub_status else status.status
 
 
