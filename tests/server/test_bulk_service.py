@@ -128,6 +128,19 @@ def test_a_payload_arrives_bit_for_bit_both_ways(ends: Ends, tmp_path: Path, siz
     assert (tmp_path / "arrived").read_bytes() == payload.read_bytes()
 
 
+def test_an_announcement_takes_away_what_is_left_over_and_nothing_that_another_run_writes(tmp_path: Path) -> None:
+    _, manifest = payload_in(tmp_path)
+    place = Spool(tmp_path / "bulk").received(transfer_of(manifest))
+    place.parent.mkdir(parents=True)
+    other = "up-" + "0" * 64
+    left_over = place.with_name(f".{other}.payload.{'0' * 64}.part")
+    note = place.with_name(f".{other}.json.4711.part")  # as server/run_folder.py writes it, before it has its name
+    for file in (left_over, note):
+        file.write_text("{")
+    Spool(tmp_path / "bulk").expect(transfer_of(manifest), manifest)
+    assert note.exists() and not left_over.exists()
+
+
 @pytest.mark.parametrize("held", [1, SHARD, SHARD + 77, SIZE - 1, SIZE])
 def test_an_upload_goes_on_at_the_byte_where_it_ended(
     ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int
